@@ -66,6 +66,9 @@ class TargetData:
     """The task's data after reading, checking and splitting.
 
     classes: names in the order of the class indices; empty for regression.
+    folds: empty (0,) where a validation split is held out. With few labels nothing is held out: ``validation`` is
+        the same rows as ``train``, and folds is (N_train,) int64, the fold of each row; validation scores are
+        then out-of-fold scores.
     fingerprint: hex digest of all inputs, targets and split membership.
     warnings: what the checks found that is no error (near-duplicates across splits and the like).
     """
@@ -79,6 +82,7 @@ class TargetData:
     test: Examples
     unlabelled: Examples
     fingerprint: str
+    folds: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     warnings: tuple[str, ...] = ()
 
     @property
@@ -107,6 +111,31 @@ class Score:
     low: float
     high: float
     seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One source's place in a ranking.
+
+    scores: score name -> Score, e.g. "tmi", "logme", "linear_probe"; higher is better for every one.
+    features_s: seconds that its features took (0 where they came from the cache).
+    too_close: the interval of the deciding score overlaps that of the best source.
+    """
+
+    source: str
+    scores: Mapping[str, Score]
+    dim: int
+    features_s: float = 0.0
+    too_close: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Sources from best to worst by the score named ``decided_by``."""
+
+    decided_by: str
+    entries: tuple[Ranked, ...]
 
 
 @dataclass(frozen=True)
