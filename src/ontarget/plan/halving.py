@@ -1,0 +1,206 @@
+"""Successive halving over fine-tuning recipes that Optuna proposes, under a budget of predicted seconds.
+
+Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016
+(arXiv 1502.07943); brackets as in Hyperband (Li et al., JMLR 2018). Proposals: Optuna's multivariate TPE.
+
+A bracket asks for n recipes at once, trains all of them to the first rung, keeps the better half, continues
+those from their checkpoints, and so on. What is run depends on stored predictions and scores, never on the
+clock of the moment, so a run that was killed and resumed decides as an undisturbed one. The clock only cuts off
+a run that is slower than predicted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ontarget.plan.run_folder import RunFolder, to_json, write_atomic
+from ontarget.values import Recipe
+
+CONFIGURATIONS = 4  # recipes a bracket (choice)
+REDUCTION = 2  # one in REDUCTION recipes goes on to the next rung (choice)
+PATIENCE = 2  # brackets without a better recipe before tuning stops early (choice)
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What may be varied.
+
+    defaults: recipes that are tried first, as they are. choices: setting -> allowed values; ranges: setting ->
+    (low, high), searched on a logarithmic scale. anchors: the sources that recipes may start from.
+    """
+
+    defaults: tuple[Recipe, ...]
+    anchors: tuple[str, ...]
+    choices: Mapping[str, tuple[Any, ...]]
+    ranges: Mapping[str, tuple[float, float]]
+    total_epochs: int
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One recipe's state after a rung: its validation metric, and whether it can go on."""
+
+    metric: float
+    alive: bool
+
+
+def rungs(total_epochs: int) -> tuple[int, ...]:
+    """Epochs after which recipes are compared, the last one being ``total_epochs``: 12 -> (3, 6, 12)."""
+    marks = [total_epochs]
+    while marks[0] > 2 and len(marks) < 3:
+        marks.insert(0, max(1, math.ceil(marks[0] / REDUCTION)))
+    return tuple(dict.fromkeys(marks))
+
+
+def bracket_epochs(count: int, total_epochs: int) -> tuple[int, ...]:
+    """Epochs that the 1st, 2nd, ... best recipe of a bracket is trained for: what the bracket will cost at most.
+
+    >>> bracket_epochs(4, 8)
+    (8, 4, 2, 2)
+    """
+    alive, reached = count, [0] * count
+    for mark in rungs(total_epochs):
+        for position in range(alive):
+            reached[position] = mark
+        alive = max(1, alive // REDUCTION)
+    return tuple(reached)
+
+
+def tune(
+    run: RunFolder,
+    space: SearchSpace,
+    *,
+    predicted_s: Callable[[Recipe, int], float],
+    run_rung: Callable[[Sequence[tuple[int, Recipe]], int, bool], Mapping[int, Rung]],
+    first_number: int,
+    budget_s: float,
+    out_of_time: Callable[[], bool],
+    seed: int,
+    storage: str | None = None,
+    best_so_far: float = -math.inf,
+    maximum_brackets: int = 50,
+    stop_at: float = math.inf,
+) -> str:
+    """Run brackets until the predicted budget is spent; returns why it stopped, in words.
+
+    predicted_s(recipe, epochs): seconds, from stored measurements only.
+    run_rung(numbered recipes, epoch mark, is the last rung): trains each up to the mark, stores it in the run
+        folder, and returns number -> Rung. Work that is stored already is not done again.
+    storage: Optuna storage URL; SQLite in the run folder by default.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        study_name="tune",
+        storage=storage or f"sqlite:///{run.path / 'study.db'}",
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=CONFIGURATIONS),
+    )
+    spent_s, number, since_better = 0.0, first_number, 0
+    for bracket in range(maximum_brackets):
+        proposals = _proposals(study, run, space, bracket, seed)
+        costs = sorted((predicted_s(recipe, space.total_epochs) for _, recipe in proposals), reverse=True)
+        epochs = bracket_epochs(len(proposals), space.total_epochs)
+        bracket_s = sum(cost * mark / space.total_epochs for cost, mark in zip(costs, epochs, strict=True))
+        while len(proposals) > 1 and spent_s + bracket_s > budget_s:
+            proposals, costs = proposals[:-1], costs[-(len(proposals) - 1) :]
+            epochs = bracket_epochs(len(proposals), space.total_epochs)
+            bracket_s = sum(cost * mark / space.total_epochs for cost, mark in zip(costs, epochs, strict=True))
+        if spent_s + bracket_s > budget_s:
+            return f"the next bracket needs about {bracket_s:.0f} s and {max(0.0, budget_s - spent_s):.0f} s are left"
+        spent_s += bracket_s
+        numbered = [(number + at, recipe) for at, (_, recipe) in enumerate(proposals)]
+        asked = {number + at: trial_number for at, (trial_number, _) in enumerate(proposals)}
+        number += CONFIGURATIONS
+        results, complete = _run_bracket(numbered, space.total_epochs, run_rung, out_of_time)
+        _tell(study, {asked[at]: result for at, result in results.items()})
+        best = max((result.metric for result in results.values() if result.alive), default=-math.inf)
+        if not complete:
+            return "the time was up before the bracket ended; its finished rungs count"
+        since_better = 0 if best > best_so_far else since_better + 1
+        best_so_far = max(best, best_so_far)
+        if best_so_far >= stop_at:
+            return "the validation metric cannot get better"
+        if since_better >= PATIENCE:
+            return f"{PATIENCE} brackets in a row found nothing better"
+    return f"{maximum_brackets} brackets were run"
+
+
+def _run_bracket(
+    numbered: Sequence[tuple[int, Recipe]],
+    total_epochs: int,
+    run_rung: Callable[[Sequence[tuple[int, Recipe]], int, bool], Mapping[int, Rung]],
+    out_of_time: Callable[[], bool],
+) -> tuple[dict[int, Rung], bool]:
+    results: dict[int, Rung] = {}
+    alive = list(numbered)
+    marks = rungs(total_epochs)
+    for mark in marks:
+        if out_of_time():
+            return results, False
+        results.update(run_rung(alive, mark, mark == marks[-1]))
+        # Ties go to the recipe that was proposed first, so that the order of finishing cannot matter.
+        alive = [entry for entry in alive if results[entry[0]].alive]
+        alive.sort(key=lambda entry: (-results[entry[0]].metric, entry[0]))
+        alive = alive[: max(1, len(alive) // REDUCTION)]
+        if not alive:
+            break
+    return results, True
+
+
+def _proposals(study: Any, run: RunFolder, space: SearchSpace, bracket: int, seed: int) -> list[tuple[int, Recipe]]:
+    """The recipes of a bracket with their Optuna trial numbers: read back if they were asked for before."""
+    import optuna
+
+    path = run.path / "brackets" / f"{bracket:03d}.json"
+    if path.exists():
+        return [
+            (entry["trial"], Recipe(entry["source"], entry["method"], entry["settings"]))
+            for entry in json.loads(path.read_text())
+        ]
+    # Asked for by a process that died before it wrote them down: never run, never to be counted.
+    for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    study.sampler = optuna.samplers.TPESampler(
+        seed=seed + 1000 * (bracket + 1), multivariate=True, n_startup_trials=CONFIGURATIONS
+    )
+    if bracket == 0:
+        for recipe in space.defaults[:CONFIGURATIONS]:
+            study.enqueue_trial({"source": recipe.source, **recipe.settings})
+    count = len(space.defaults[:CONFIGURATIONS]) if bracket == 0 and space.defaults else CONFIGURATIONS
+    proposals = []
+    for _ in range(count):
+        trial = study.ask()
+        settings: dict[str, Any] = {}
+        source = trial.suggest_categorical("source", list(space.anchors))
+        for name, values in space.choices.items():
+            settings[name] = trial.suggest_categorical(name, list(values))
+        for name, (low, high) in space.ranges.items():
+            settings[name] = trial.suggest_float(name, low, high, log=True)
+        proposals.append((trial.number, Recipe(source, "finetune", settings)))
+    listing = [
+        {"trial": number, "source": recipe.source, "method": recipe.method, "settings": dict(recipe.settings)}
+        for number, recipe in proposals
+    ]
+    write_atomic(path, to_json(listing))
+    return proposals
+
+
+def _tell(study: Any, results: Mapping[int, Rung]) -> None:
+    import optuna
+
+    told = {trial.number: trial.state for trial in study.get_trials(deepcopy=False)}
+    for number in sorted(results):
+        if told.get(number) != optuna.trial.TrialState.RUNNING:
+            continue
+        result = results[number]
+        if result.alive and math.isfinite(result.metric):
+            study.tell(number, result.metric)
+        else:
+            study.tell(number, state=optuna.trial.TrialState.FAIL)
