@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ontarget.errors import DataError, SettingError, nearest
 
 Modality = Literal["text", "image", "features"]
 Kind = Literal["classification", "regression"]
@@ -74,3 +78,105 @@ class Task(BaseModel):
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+
+class Request(BaseModel):
+    """Everything that one run is asked for: what ``task.toml`` holds.
+
+    pool: locators of sources; empty for the default pool of the task's modality. device: where training runs.
+    threads: CPU threads of training and of the deployed model; 0 for all cores.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    limits: Limits = Limits()
+    pool: tuple[str, ...] = ()
+    device: str = "cpu"
+    threads: int = Field(default=0, ge=0, le=1024)
+
+    @field_validator("pool", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+def load_task(data: Any, fields: Mapping[str, Any] | None = None) -> Request:
+    """The request for ``data``: a Task, a ``task.toml`` (whose entries ``fields`` overrides), or data and fields.
+
+    ``fields`` may hold the fields of Task, Limits and Request side by side: their names do not collide.
+    Raises SettingError for unknown names and values out of range, all of them in one message; DataError for a
+    TOML file that cannot be read.
+    """
+    given = dict(fields or {})
+    sections: dict[str, Any] = {"task": {}, "limits": {}}
+    if isinstance(data, Task):
+        sections["task"] = {name: getattr(data, name) for name in Task.model_fields}
+    elif isinstance(data, (str, Path)) and str(data).endswith(".toml"):
+        sections = _read_toml(Path(data))
+    else:
+        sections["task"]["data"] = data
+    for name, value in given.items():
+        if name in Limits.model_fields:
+            sections.setdefault("limits", {})[name] = value
+        elif name in Request.model_fields:
+            sections[name] = value
+        else:
+            sections["task"][name] = value
+    try:
+        return Request.model_validate(sections)
+    except ValidationError as error:
+        raise _as_setting_error(error, data) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file '{path}'.", next_step="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' is no valid TOML: {error}.", next_step="mend the file") from error
+    task = sections.setdefault("task", {})
+    for name in ("data", "validation", "test"):
+        value = task.get(name)
+        # Paths in a task file are meant from where the file is.
+        if isinstance(value, str) and not value.startswith("hub:"):
+            task[name] = str((path.parent / value).resolve())
+    return sections
+
+
+def write_toml(request: Request, path: Path) -> None:
+    """Write ``request`` so that `load_task` reads it back the same; local paths become absolute."""
+    import tomli_w
+
+    sections = request.model_dump(exclude_none=True, exclude_defaults=True, mode="python")
+    task = sections["task"]
+    for name in ("data", "validation", "test"):
+        value = task.get(name)
+        if isinstance(value, str) and not value.startswith("hub:"):
+            task[name] = str(Path(value).resolve())
+    ordered = {name: sections[name] for name in ("pool", "device", "threads", "task", "limits") if name in sections}
+    path.write_text(tomli_w.dumps(_lists(ordered)), encoding="utf-8")
+
+
+def _lists(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _lists(entry) for key, entry in value.items()}
+    return [_lists(entry) for entry in value] if isinstance(value, (tuple, list)) else value
+
+
+def _as_setting_error(error: ValidationError, data: Any) -> SettingError:
+    names = [*Task.model_fields, *Limits.model_fields, *Request.model_fields]
+    lines = []
+    for problem in error.errors():
+        name = str(problem["loc"][-1]) if problem["loc"] else "?"
+        if problem["type"] == "extra_forbidden":
+            close = nearest(name, names)
+            lines.append(f"unknown setting '{name}'" + (f" ({close})" if close else ""))
+        else:
+            lines.append(f"{name}: {problem['msg'].lower()}, got {problem['input']!r}")
+    where = f"in {data}" if str(data).endswith(".toml") else ""
+    return SettingError(
+        f"{len(lines)} setting(s) cannot be used {where}".rstrip() + ": " + "; ".join(lines) + ".",
+        next_step="see `ontarget fit --help` for what each setting takes",
+    )

@@ -170,12 +170,13 @@ def _proposals(study: Any, run: RunFolder, space: SearchSpace, bracket: int, see
     study.sampler = optuna.samplers.TPESampler(
         seed=seed + 1000 * (bracket + 1), multivariate=True, n_startup_trials=CONFIGURATIONS
     )
-    if bracket == 0:
-        for recipe in space.defaults[:CONFIGURATIONS]:
-            study.enqueue_trial({"source": recipe.source, **recipe.settings})
-    count = len(space.defaults[:CONFIGURATIONS]) if bracket == 0 and space.defaults else CONFIGURATIONS
+    sampler = study.sampler
+    defaults = space.defaults[:CONFIGURATIONS] if bracket == 0 else ()
     proposals = []
-    for _ in range(count):
+    for at in range(len(defaults) or CONFIGURATIONS):
+        # Fixed rather than enqueued: an enqueued trial would outlive a process that dies here.
+        fixed = {"source": defaults[at].source, **defaults[at].settings} if defaults else {}
+        study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
         trial = study.ask()
         settings: dict[str, Any] = {}
         source = trial.suggest_categorical("source", list(space.anchors))
