@@ -1,0 +1,525 @@
+"""From a task to a proven bundle. The only file that knows the order of the stages.
+
+data -> device -> admission -> ranking -> trials (cheap models, linear heads, fine-tuning) -> decision ->
+variants -> bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins;
+what is stored is never done again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ontarget.errors import LimitError, RunError
+from ontarget.plan.run_folder import Clock, RunFolder, write_atomic
+from ontarget.task import Request, load_task, write_toml
+from ontarget.values import Context, Recipe, TargetData
+
+HEAD_SOURCES = 3  # best-ranked sources that get a head on all rows (choice)
+TUNED_SOURCES = 2  # best sources by their head that are fine-tuned (choice)
+RESERVED_SHARE = 0.15  # of the budget, kept for compressing, judging and reporting (choice)
+FEATURES_SHARE = 0.4  # of the budget that feature extraction of all sources may be predicted to take (choice)
+COMPRESSED_CANDIDATES = 3  # trials that are compressed at most until one meets all limits (choice)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: where its results are, and what they say."""
+
+    path: Path
+    report: Mapping[str, Any]
+
+    @property
+    def bundle(self) -> Path:
+        """Folder of the deployable model."""
+        return self.path / "bundle"
+
+    @property
+    def report_html(self) -> Path:
+        return self.path / "report.html"
+
+    @cached_property
+    def _loaded(self) -> Any:
+        from ontarget.runtime import load_bundle
+
+        return load_bundle(self.bundle)
+
+    def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
+        """Predictions of the bundle: label and probabilities, or value, for each input."""
+        predictions: list[dict[str, Any]] = self._loaded.predict(inputs)
+        return predictions
+
+    def print_summary(self) -> None:
+        """The result in a few lines and where the report and the bundle are."""
+        from ontarget.report.console import print_report
+
+        print_report(self.report, self.path)
+
+
+def fit(
+    data: Any,
+    *,
+    pool: Sequence[str] | str | None = None,
+    limits: Any = None,
+    device: str = "cpu",
+    run: Path | str | None = None,
+    executor: str = "local",
+    ray_address: str | None = None,
+    storage: str | None = None,
+    threads: int | None = None,
+    progress: Any = None,
+    **fields: Any,
+) -> Run:
+    """Find, train, compress and prove the best model for a task within its limits.
+
+    data: a `Task`, a ``task.toml``, or anything `Task.data` takes, with the fields of `Task` and `Limits` as
+        keywords: ``fit("reviews.csv", input="text", target="label", latency_ms=5, budget_s=600)``.
+    pool: locators of sources; the installed zoo of the task's modality by default.
+    device: where training runs ("cpu", "cuda"). The bundle is measured on this machine's CPU.
+    run: folder of the run; ``runs/<name>-<n>`` by default. A folder that holds the same request is resumed.
+    executor: "local" or "ray" (with ``ray_address`` for a running cluster). storage: Optuna storage URL.
+    progress: called with (done, total, what).
+    Raises DataError, SettingError, MissingExtra before any work; LimitError where nothing fits; RunError.
+    """
+    given = {"device": device, **fields}
+    if pool:
+        given["pool"] = pool
+    if threads:
+        given["threads"] = threads
+    if limits is not None:
+        from ontarget.task import Limits
+
+        given.update((limits if isinstance(limits, Limits) else Limits(**limits)).model_dump(exclude_none=True))
+    request = load_task(data, given)
+    folder = RunFolder(run if run is not None else _new_folder(request))
+    known = folder.path / "task.toml"
+    if not known.exists():
+        from ontarget.data import load
+        from ontarget.data.snapshot import storable
+
+        loaded = load(request.task)  # every check of the data comes before the folder is made
+        folder.path.mkdir(parents=True, exist_ok=True)
+        request = storable(request, loaded, folder.path / "data")
+        temporary = known.with_suffix(".part")
+        write_toml(request, temporary)
+        temporary.replace(known)
+    elif isinstance(request.task.data, str) and _comparable(load_task(known)) != _comparable(request):
+        raise RunError(
+            f"The folder {folder.path} holds a run of another task or other limits.",
+            option="--run",
+            next_step="choose another folder, or continue that run with --resume",
+        )
+    return resume(
+        folder.path, executor=executor, ray_address=ray_address, storage=storage, threads=threads, progress=progress
+    )
+
+
+def resume(
+    path: Path | str,
+    *,
+    executor: str = "local",
+    ray_address: str | None = None,
+    storage: str | None = None,
+    threads: int | None = None,
+    progress: Any = None,
+) -> Run:
+    """Go on with a run: finished stages and trials are read back, the rest is done. Raises RunError, DataError."""
+    folder = RunFolder(path)
+    if not (folder.path / "task.toml").exists():
+        raise RunError(f"{folder.path} is no run: it has no task.toml.", next_step="start one with ontarget fit DATA")
+    request = load_task(folder.path / "task.toml")
+    from ontarget.plan.executors import make_executor
+
+    with folder.locked():
+        work = _Work(folder, request, make_executor(executor, address=ray_address), storage, progress)
+        work.run_stages()
+        return Run(folder.path, work.report())
+
+
+def rebuild_report(path: Path | str) -> Run:
+    """Write a finished run's report again from what it stored."""
+    from ontarget.report.build import read_report, write_report
+
+    report = read_report(Path(path))
+    write_report(report, Path(path))
+    return Run(Path(path), report)
+
+
+def _comparable(request: Request) -> dict[str, Any]:
+    values = request.model_dump(exclude_none=True)
+    for name in ("data", "validation", "test"):
+        if isinstance(values["task"].get(name), str) and not values["task"][name].startswith("hub:"):
+            values["task"][name] = str(Path(values["task"][name]).resolve())
+    return values
+
+
+def _new_folder(request: Request) -> Path:
+    data = request.task.data
+    name = request.task.name or (Path(data).stem if isinstance(data, str) else "task")
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name.replace("hub:", ""))
+    number = 1
+    while (folder := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return folder
+
+
+class _Work:
+    """One pass over a run's stages. Everything that has to survive is in the run folder."""
+
+    def __init__(self, run: RunFolder, request: Request, executor: Any, storage: str | None, progress: Any) -> None:
+        import os
+
+        from ontarget.data import load
+
+        started = time.monotonic()
+        self.run, self.request, self.executor, self.storage = run, request, executor, storage
+        self.task, self.limits = request.task, request.limits
+        self.progress = progress
+        spent = max((row["start_s"] + row["seconds"] for row in run.timeline()), default=0.0)
+        self.clock = Clock(self.limits.budget_s, spent)
+        self.threads = request.threads or os.cpu_count() or 1
+        self.data: TargetData = load(self.task)
+        known = run.once("data", self._describe_data, clock=self.clock)
+        if known["fingerprint"] != self.data.fingerprint:
+            raise RunError(
+                "The data has changed since this run began.",
+                option=f"{run.path}/task.toml",
+                next_step="start a new run, or bring the old data back",
+            )
+        self.loading_s = time.monotonic() - started
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.context = Context(seed=self.task.seed, device=request.device, progress=progress)
+
+    def run_stages(self) -> None:
+        for stage in (
+            self._device, self._admission, self._ranking, self._quick_trials, self._tuning, self._decision,
+            self._bundle, self._evidence, self._report,
+        ):  # fmt: skip
+            stage()
+
+    # --- what there is -----------------------------------------------------------------------------------
+
+    def _describe_data(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "modality": data.modality,
+            "kind": data.kind,
+            "metric": data.metric,
+            "classes": list(data.classes),
+            "rows": {
+                "train": len(data.train),
+                "validation": 0 if len(data.folds) else len(data.validation),
+                "test": len(data.test),
+                "unlabelled": len(data.unlabelled),
+            },
+            "cross_fitted": bool(len(data.folds)),
+            "warnings": list(data.warnings),
+            "fingerprint": data.fingerprint,
+        }
+
+    def _device(self) -> None:
+        from ontarget.device import describe
+
+        self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
+
+    def _pool(self) -> list[str]:
+        from ontarget.pool import default_pool
+
+        if self.request.pool:
+            return list(self.request.pool)
+        return [source.locator for source in default_pool(self.data.modality)]
+
+    def _admission(self) -> None:
+        from ontarget.plan.admission import admit, require_any
+
+        found = self.run.once(
+            "admission",
+            lambda: admit(
+                self._pool(), self.data, self.limits, batch_size=self.task.batch_size,
+                max_length=self.task.max_length, progress=self.progress,
+            ),
+            clock=self.clock,
+            kind="measuring",
+        )  # fmt: skip
+        require_any(found, ["control:tfidf"] if self.data.modality == "text" else [])
+
+    # --- select ------------------------------------------------------------------------------------------
+
+    def _ranking(self) -> None:
+        from dataclasses import asdict
+
+        from ontarget.select.rank_sources import RANKING_ROWS, rank_sources
+
+        def compute() -> dict[str, Any]:
+            admitted, rejected = {}, {}
+            for locator, entry in self.run.read("admission").items():
+                if entry["admitted"]:
+                    admitted[locator] = entry
+                else:
+                    rejected[locator] = entry["reason"]
+            rows = min(RANKING_ROWS, len(self.data.train))
+            share_s = FEATURES_SHARE * self.limits.budget_s / max(1, len(admitted))
+            for locator, entry in list(admitted.items()):
+                needed_s = rows * entry["seconds_per_row"]
+                if needed_s > share_s and len(admitted) > 1:
+                    rejected[locator] = f"features of {rows} rows would take {needed_s:.0f} s of the budget"
+                    del admitted[locator]
+            ranking, failed = rank_sources(
+                list(admitted), self.data, max_length=self.task.max_length, context=self.context
+            )
+            reasons = {**rejected, **failed}
+            return {
+                "decided_by": ranking.decided_by,
+                "entries": [asdict(entry) for entry in ranking.entries],
+                "rejected": [{"source": source, "reason": reason} for source, reason in reasons.items()],
+            }
+
+        if self.run.read("admission") and any(entry["admitted"] for entry in self.run.read("admission").values()):
+            self.run.once("ranking", compute, clock=self.clock, kind="features")
+
+    def _ranked(self) -> list[str]:
+        if not self.run.has("ranking"):
+            return []
+        return [entry["source"] for entry in self.run.read("ranking")["entries"]]
+
+    # --- adapt -------------------------------------------------------------------------------------------
+
+    def _quick_trials(self) -> None:
+        """The cheap candidates and a linear head on the best sources: in the race before anything is tuned."""
+        recipes = [Recipe("control:majority", "majority")]
+        if self.data.modality == "text":
+            recipes.append(Recipe("control:tfidf", "tfidf_linear"))
+        ranked = self._ranked()
+        encoders = [source for source in ranked if not source.startswith("control:")]
+        controls = [source for source in ranked if source.startswith("control:")]
+        for source in [*encoders[:HEAD_SOURCES], *controls]:
+            recipes.append(Recipe(source, "linear_head"))
+        for source in [*encoders[:1], *[source for source in controls if "random" not in source]]:
+            recipes.append(Recipe(source, "nearest_neighbours"))
+        self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
+        if self._few_label_text(encoders):
+            best = self._best_heads(1)
+            jobs = [self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)]
+            self._run_trials(jobs, "few-label contrastive tuning")
+
+    def _few_label_text(self, encoders: Sequence[str]) -> bool:
+        return bool(
+            self.data.modality == "text" and self.data.kind == "classification" and len(self.data.folds) and encoders
+        )
+
+    def _best_heads(self, count: int) -> list[str]:
+        """Sources of the best linear heads that can be fine-tuned, best first."""
+        heads = [
+            trial
+            for trial in self.run.trials()
+            if trial["method"] == "linear_head"
+            and trial["state"] == "complete"
+            and not trial["source"].startswith("control:")
+        ]
+        heads.sort(key=lambda trial: (-trial["metric"], trial["number"]))
+        return [trial["source"] for trial in heads[:count]]
+
+    def _job(self, number: int, recipe: Recipe, **more: Any) -> Any:
+        from ontarget.plan.trial import TrialJob
+
+        return TrialJob(
+            number, recipe, self.task.seed, device=self.request.device, threads=self.threads,
+            max_length=self.task.max_length, **more,
+        )  # fmt: skip
+
+    def _run_trials(self, jobs: Sequence[Any], what: str) -> None:
+        """Run the jobs that are not stored yet and store each as it finishes."""
+        from ontarget.plan.trial import run_trial
+
+        done = {trial["number"] for trial in self.run.trials()}
+        todo = [job for job in jobs if job.number not in done]
+        start_s = self.clock.elapsed_s()
+        for count, (position, outcome) in enumerate(self.executor.run(run_trial, todo, self.data), start=1):
+            if self.progress:
+                self.progress(count, len(todo), what)
+            self._store(todo[position], outcome, start_s)
+            start_s = self.clock.elapsed_s()
+
+    def _store(self, job: Any, outcome: Any, start_s: float, **more: Any) -> None:
+        record = {
+            "number": job.number,
+            "source": job.recipe.source,
+            "method": job.recipe.method,
+            "settings": dict(job.recipe.settings),
+            "state": outcome.state,
+            "reason": outcome.reason,
+            "metric": outcome.metric,
+            "curve": list(outcome.curve),
+            "start_s": start_s,
+            "seconds": outcome.seconds,
+            "peak_memory_mb": outcome.peak_memory_mb,
+            "notes": dict(outcome.notes),
+            **more,
+        }
+        self.run.write_trial(record, outcome.scores, outcome.files)
+        self.clock.account(outcome.seconds)
+
+    def _tuning(self) -> None:
+        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space
+
+        anchors = self._best_heads(TUNED_SOURCES) if self.data.modality != "features" else []
+        if not anchors:
+            self.run.once("tuning", lambda: {"stopped": "there is no source to fine-tune"}, clock=self.clock)
+            return
+        costs = self.run.once(
+            "tuning-costs",
+            lambda: predict_costs(self.data, anchors, max_length=self.task.max_length, context=self.context),
+            clock=self.clock,
+            kind="measuring",
+        )
+        plan = self.run.once(
+            "tuning-plan",
+            lambda: {
+                "budget_s": max(0.0, self.clock.remaining_s() - RESERVED_SHARE * self.limits.budget_s),
+                "first_number": max((trial["number"] for trial in self.run.trials()), default=-1) + 1,
+                "best_so_far": max(
+                    (trial["metric"] for trial in self.run.trials() if trial["state"] == "complete"), default=None
+                ),
+            },
+            clock=self.clock,
+        )
+        if self.run.has("tuning"):
+            return
+        from ontarget.plan.halving import tune
+        from ontarget.plan.rungs import RungRunner
+
+        runner = RungRunner(
+            self.run, self.executor, self.data, self._job, self._store, clock=self.clock, progress=self.progress,
+            predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
+            memory_mb=lambda recipe: costs[f"{recipe.source}|{recipe.settings['mode']}"].get("memory_mb"),
+            total_epochs=search_space(self.data, anchors).total_epochs,
+        )  # fmt: skip
+        limit_s = self.clock.elapsed_s() + plan["budget_s"]
+        stopped = tune(
+            self.run,
+            search_space(self.data, [anchor for anchor in anchors if _can_tune(costs, anchor)]),
+            predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
+            run_rung=runner.run_rung,
+            first_number=plan["first_number"],
+            budget_s=plan["budget_s"],
+            out_of_time=lambda: self.clock.elapsed_s() > limit_s,
+            seed=self.task.seed,
+            storage=self.storage,
+            best_so_far=-float("inf") if plan["best_so_far"] is None else plan["best_so_far"],
+            stop_at=1.0 if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1") else float("inf"),
+        )
+        runner.drop_checkpoints()
+        self.run.write("tuning", {"stopped": stopped})
+
+    # --- decide, compress, bundle ------------------------------------------------------------------------
+
+    def _decision(self) -> None:
+        from ontarget.plan.decision import order
+
+        def compute() -> dict[str, Any]:
+            admission = self.run.read("admission")
+            latency = {locator: entry.get("latency_p50_ms", 0.0) for locator, entry in admission.items()}
+            candidates = order(self.run.trials(), latency)
+            if not candidates:
+                reasons = "; ".join(
+                    f"{trial['method']} on {trial['source']}: {trial['reason']}" for trial in self.run.trials()
+                )
+                raise RunError(f"No trial ended well ({reasons}).", next_step="look into the reasons given")
+            rejected = []
+            for trial in candidates[:COMPRESSED_CANDIDATES]:
+                variants, reason = self._compress(trial["number"])
+                if reason:
+                    rejected.append({"number": trial["number"], "reason": reason})
+                    continue
+                return {"number": trial["number"], "variants": variants, "rejected": rejected}
+            raise LimitError(
+                "None of the best candidates meets the limits: "
+                + "; ".join(f"trial {entry['number']}: {entry['reason']}" for entry in rejected),
+                option="--latency-ms, --memory-mb, --size-mb",
+                next_step=f"raise the limits; all trials are kept in {self.run.path}",
+            )
+
+        self.run.once("decision", compute, clock=self.clock, kind="measuring")
+
+    def _assemble(self, number: int) -> tuple[Any, Any]:
+        from ontarget.plan.trial import assemble
+
+        record = next(trial for trial in self.run.trials() if trial["number"] == number)
+        recipe = Recipe(record["source"], record["method"], record["settings"])
+        return assemble(recipe, self.run.trial_folder(number), self.data, max_length=self.task.max_length)
+
+    def _compress(self, number: int) -> tuple[list[dict[str, Any]], str]:
+        """All forms of a trial's network with their measurements, and why none of them fits ("" if one does)."""
+        from dataclasses import asdict
+
+        from ontarget.compress.choose import choose
+
+        preprocess, network = self._assemble(number)
+        variants = choose(
+            network,
+            preprocess,
+            self.data.train,
+            self.data.validation,
+            metric=self.data.metric,
+            kind=self.data.kind,
+            limits=self.limits,
+            batch_size=self.task.batch_size,
+            threads=self.threads,
+            folder=self.run.path / "variants" / f"{number:04d}",
+            context=self.context,
+        )
+        rows = []
+        for variant in variants:
+            row = asdict(variant)
+            row.pop("validation_scores")
+            rows.append({**row, **row.pop("measurement")})
+        kept = [row for row in rows if row["kept"]]
+        return rows, "" if kept else "; ".join(f"{row['form']}: {row['reason']}" for row in rows)
+
+    def _bundle(self) -> None:
+        from ontarget.serve.make_bundle import make_bundle
+
+        def compute() -> dict[str, Any]:
+            decision = self.run.read("decision")
+            preprocess, _ = self._assemble(decision["number"])
+            chosen = next(row for row in decision["variants"] if row["kept"])
+            return make_bundle(self.run, self.request, self.data, preprocess, decision["number"], chosen)
+
+        if not (self.run.path / "bundle" / "bundle.json").exists() and self.run.has("bundle"):
+            (self.run.path / "stages" / "bundle.json").unlink()
+        self.run.once("bundle", compute, clock=self.clock, kind="measuring")
+
+    # --- judge, report -----------------------------------------------------------------------------------
+
+    def _evidence(self) -> None:
+        from ontarget.judge.collect import collect_evidence
+
+        self.run.once(
+            "evidence",
+            lambda: collect_evidence(self.run, self.data, self._assemble, self.context, self.task),
+            clock=self.clock,
+            kind="measuring",
+        )
+
+    def _report(self) -> None:
+        from ontarget.report.build import write_report
+
+        write_report(self.report(), self.run.path)
+
+    def report(self) -> dict[str, Any]:
+        from ontarget.report.collect import collect_report
+
+        return collect_report(self.run, self.request, self.clock.elapsed_s())
+
+
+def _can_tune(costs: Mapping[str, Mapping[str, Any]], anchor: str) -> bool:
+    return all("seconds_per_epoch" in entry for name, entry in costs.items() if name.startswith(f"{anchor}|"))
+
+
+__all__ = ["Run", "fit", "rebuild_report", "resume", "write_atomic"]

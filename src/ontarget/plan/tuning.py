@@ -1,0 +1,87 @@
+"""What fine-tuning may try on a task, and what a recipe is predicted to cost, in seconds and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ontarget.plan.halving import SearchSpace
+from ontarget.values import Context, Recipe, TargetData
+
+MODES = ("full", "lora")
+# Starting points: learning rates that are usual for a pretrained encoder of the modality (choice).
+DEFAULT_LEARNING_RATE = {
+    ("text", "full"): 3e-5,
+    ("text", "lora"): 5e-4,
+    ("image", "full"): 3e-4,
+    ("image", "lora"): 1e-3,
+}
+SAFETY = 1.2  # predictions are multiplied by this: a plan must not overrun (choice)
+
+
+def total_epochs(rows: int) -> int:
+    """Epochs of a full training: more for fewer rows (choice)."""
+    return 3 if rows >= 5000 else 4 if rows >= 2000 else 6 if rows >= 600 else 10
+
+
+def search_space(data: TargetData, anchors: Sequence[str]) -> SearchSpace:
+    """Modes, learning rate, optimizer, batch size and, for images, RandAugment, from the given sources."""
+    batch = 16 if len(data.train) < 2000 else 32
+    base: dict[str, Any] = {"optimizer": "adamw", "batch_size": batch, "class_weight": "none"}
+    if data.modality == "image":
+        base["augment"] = "none"
+    defaults = tuple(
+        Recipe(
+            anchor,
+            "finetune",
+            {**base, "mode": mode, "learning_rate": DEFAULT_LEARNING_RATE[data.modality, mode]},
+        )
+        for anchor in anchors
+        for mode in MODES
+    )
+    choices: dict[str, tuple[Any, ...]] = {
+        "mode": MODES,
+        "optimizer": ("adamw", "lion"),
+        "batch_size": (batch, 2 * batch),
+        "class_weight": ("none", "balanced") if data.kind == "classification" else ("none",),
+    }
+    if data.modality == "image":
+        choices["augment"] = ("none", "flip", "randaugment-1-5", "randaugment-2-9")
+    return SearchSpace(
+        defaults=defaults,
+        anchors=tuple(anchors),
+        choices=choices,
+        ranges={"learning_rate": (1e-5, 2e-3)},
+        total_epochs=total_epochs(len(data.train)),
+    )
+
+
+def predict_costs(
+    data: TargetData, anchors: Sequence[str], *, max_length: int | None, context: Context
+) -> dict[str, dict[str, Any]]:
+    """"source|mode" -> seconds of one epoch over the training rows and peak memory, by timing real batches."""
+    from ontarget.adapt.tune.finetune import estimate
+    from ontarget.errors import OnTargetError
+    from ontarget.pool import load, resolve
+
+    costs: dict[str, dict[str, Any]] = {}
+    for anchor in anchors:
+        for mode in MODES:
+            loaded = load(resolve(anchor), max_length=max_length)
+            try:
+                seconds, memory_mb = estimate(
+                    loaded, data.train, outputs=data.outputs, kind=data.kind, mode=mode, batch_size=16, epochs=1,
+                    context=context,
+                )  # fmt: skip
+            except OnTargetError as error:
+                costs[f"{anchor}|{mode}"] = {"reason": str(error)}
+                continue
+            costs[f"{anchor}|{mode}"] = {"seconds_per_epoch": seconds, "memory_mb": memory_mb}
+    return costs
+
+
+def predicted_seconds(costs: Mapping[str, Mapping[str, Any]], data: TargetData, recipe: Recipe, epochs: int) -> float:
+    """Seconds that ``recipe`` is expected to take for ``epochs``, with the safety factor; cross-fitting included."""
+    entry = costs[f"{recipe.source}|{recipe.settings['mode']}"]
+    fits = len(set(data.folds.tolist())) + 1 if len(data.folds) else 1
+    return SAFETY * float(entry["seconds_per_epoch"]) * epochs * fits

@@ -1,0 +1,73 @@
+"""Rank sources for a task: features from the cache, then every score of this room, with what each cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ontarget.errors import OnTargetError, SettingError
+from ontarget.values import Array, Context, Ranking, TargetData
+
+RANKING_ROWS = 2000  # rows that scores are computed on, at most (choice)
+
+
+def ranking_rows(data: TargetData, limit: int = RANKING_ROWS, seed: int = 0) -> Array:
+    """Positions in ``data.train`` to rank on: all, or a seeded stratified sample of ``limit``."""
+    rows = len(data.train)
+    if rows <= limit:
+        return np.arange(rows)
+    if data.kind == "regression":
+        return np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
+    from sklearn.model_selection import StratifiedShuffleSplit
+
+    splitter = StratifiedShuffleSplit(n_splits=1, train_size=limit, random_state=seed)
+    chosen, _ = next(splitter.split(np.zeros(rows), data.train.targets))
+    return np.sort(chosen)
+
+
+def rank_sources(
+    locators: Sequence[str],
+    data: TargetData,
+    *,
+    max_length: int | None = None,
+    rows: int = RANKING_ROWS,
+    context: Context = Context(),
+) -> tuple[Ranking, dict[str, str]]:
+    """The ranking of all sources that load, and locator -> reason for those that do not.
+
+    Raises SettingError where none loads.
+    """
+    from ontarget.pool import load, resolve
+    from ontarget.pool.features import cached_features
+    from ontarget.select.ranking import rank_features
+
+    sample = data.train.take(ranking_rows(data, rows, context.seed))
+    features: dict[str, Array] = {}
+    seconds: dict[str, float] = {}
+    failed: dict[str, str] = {}
+    for position, locator in enumerate(locators):
+        if context.progress:
+            context.progress(position, len(locators), f"features of {locator}")
+        try:
+            source = resolve(locator)
+            start = time.monotonic()
+            loaded = load(source, max_length=max_length)
+            features[locator], seconds[locator], _ = cached_features(source, loaded, sample.inputs, context=context)
+            seconds[locator] = seconds[locator] and time.monotonic() - start
+        except OnTargetError as error:
+            failed[locator] = str(error)
+    if not features:
+        reasons = "; ".join(f"{locator}: {reason}" for locator, reason in failed.items())
+        raise SettingError(f"No source of the pool can be used ({reasons}).", option="--pool")
+    ranking = rank_features(features, sample.targets, kind=data.kind, context=context)
+    entries = tuple(_with_seconds(entry, seconds[entry.source]) for entry in ranking.entries)
+    return Ranking(ranking.decided_by, entries), failed
+
+
+def _with_seconds(entry: Any, seconds: float) -> Any:
+    from dataclasses import replace
+
+    return replace(entry, features_s=seconds)
