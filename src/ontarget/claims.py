@@ -1,0 +1,211 @@
+"""Claims: small experiments on real data that show whether a method beats the baseline that its paper names.
+
+A claim is one module ``claims/NN_name.py`` (installed as ``ontarget/_claims``) that holds constants and one
+function:
+
+    NUMBER, NAME, TITLE     e.g. 20, "tmi", "TMI ranks pretrained models"
+    KIND                    "identity" | "direction" | "size"
+    STATEMENT               what is claimed, in one sentence
+    DATA, BUDGET            which real data; what is equal for all arms
+    ARMS                    (method, baseline, further baselines ...)
+    SEEDS                   how many
+    MEASURE                 name of the number that arms are compared by; higher is better
+    run(seed, context)      -> {arm: {measure: value, ...}}
+
+The harness repeats ``run`` with seeds 0, 1, ..., computes the paired difference to the baseline with a bootstrap
+interval, and writes ``claims/results/NN_name.json``. A direction holds where the interval of the mean paired
+difference lies above zero; the row is published either way.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ontarget.errors import SettingError, nearest
+from ontarget.values import Context
+
+
+def claims_folder() -> Path:
+    """Where the claims are: in the checkout, or inside the installed package."""
+    installed = Path(__file__).parent / "_claims"
+    return installed if installed.exists() else Path(__file__).parents[2] / "claims"
+
+
+def find_claims() -> dict[str, Path]:
+    """Number as two digits -> module path, in order."""
+    return {path.name[:2]: path for path in sorted(claims_folder().glob("[0-9][0-9]_*.py"))}
+
+
+def load_claim(path: Path) -> ModuleType:
+    """Import a claim's module from its path."""
+    spec = importlib.util.spec_from_file_location(f"ontarget_claim_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def paired_difference(method: Sequence[float], baseline: Sequence[float], *, seed: int = 0) -> dict[str, float]:
+    """Mean paired difference with its 95% interval.
+
+    The interval is Student's t over seeds: with a handful of seeds a bootstrap of means is too narrow.
+    """
+    from scipy import stats
+
+    differences = np.asarray(method, dtype=float) - np.asarray(baseline, dtype=float)
+    mean = float(differences.mean())
+    if len(differences) < 2:
+        return {"mean": mean, "low": float("nan"), "high": float("nan")}
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences)))
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def verdict(kind: str, difference: Mapping[str, float]) -> str:
+    """"holds", "fails" or "undecided" from the paired difference of method and baseline."""
+    low, high = difference["low"], difference["high"]
+    if kind == "identity":
+        return "holds" if abs(difference["mean"]) <= 1e-6 else "fails"
+    if np.isnan(low):
+        return "undecided"
+    return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+
+
+def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = None, progress: Any = None) -> Path:
+    """Run one claim and write its result; returns the file."""
+    from ontarget.plan.run_folder import to_json, write_atomic
+
+    claim = load_claim(path)
+    count = seeds or claim.SEEDS
+    start, cpu = time.time(), time.process_time()
+    rows = []
+    for seed in range(count):
+        if progress:
+            progress(seed, count, f"claim {path.stem}")
+        rows.append(claim.run(seed, Context(seed=seed)))
+    measure = claim.MEASURE
+    arms = {arm: [row[arm][measure] for row in rows] for arm in claim.ARMS}
+    method, *baselines = claim.ARMS
+    differences = {name: paired_difference(arms[method], arms[name]) for name in baselines}
+    result = {
+        "number": claim.NUMBER,
+        "name": claim.NAME,
+        "title": claim.TITLE,
+        "kind": claim.KIND,
+        "statement": claim.STATEMENT,
+        "data": claim.DATA,
+        "budget": claim.BUDGET,
+        "measure": measure,
+        "method": method,
+        "baseline": baselines[0],
+        "seeds": list(range(count)),
+        "verdict": verdict(claim.KIND, differences[baselines[0]]),
+        "difference": differences,
+        "means": {arm: float(np.mean(values)) for arm, values in arms.items()},
+        "arms": arms,
+        "rows": rows,
+        "seconds": time.time() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "date": time.strftime("%Y-%m-%d", time.gmtime(start)),
+        "environment": environment(),
+        "command": f"ontarget claims run {claim.NUMBER:02d}",
+    }
+    folder = output or claims_folder() / "results"
+    target = folder / f"{path.stem}.json"
+    if target.exists():  # results are added, never edited
+        target = folder / f"{path.stem}.{time.strftime('%Y%m%dT%H%M%S', time.gmtime(start))}.json"
+    write_atomic(target, to_json(result))
+    return target
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine that a recorded number depends on."""
+    import platform
+    from importlib import metadata
+
+    from ontarget import __version__
+    from ontarget.device import describe
+
+    versions = {}
+    for name in ("torch", "transformers", "timm", "peft", "scikit-learn", "numpy", "onnxruntime", "optuna"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "ontarget": __version__,
+        "python": platform.python_version(),
+        "versions": versions,
+        "device": {name: value for name, value in describe().items() if isinstance(value, (str, int, float))},
+    }
+
+
+def results() -> dict[str, dict[str, Any]]:
+    """Number as two digits -> newest recorded result."""
+    newest: dict[str, dict[str, Any]] = {}
+    for path in sorted((claims_folder() / "results").glob("*.json"), key=lambda path: (path.name[:2], len(path.name))):
+        newest[path.name[:2]] = json.loads(path.read_text())
+    return newest
+
+
+def run_claims(numbers: Sequence[str], *, seeds: int | None = None, output: Path | None = None) -> list[Path]:
+    """Run the claims with these numbers ("all" for every one), print and record their results."""
+    import typer
+
+    from ontarget.progress import console_progress
+
+    known = find_claims()
+    wanted = list(known) if list(numbers) == ["all"] else [number.zfill(2) for number in numbers]
+    for number in wanted:
+        if number not in known:
+            raise SettingError(
+                f"There is no claim {number}.",
+                allowed=", ".join(known) or "none is installed",
+                next_step=nearest(number, known) or "ontarget claims list",
+            )
+    written = []
+    for number in wanted:
+        with console_progress() as progress:
+            written.append(run_claim(known[number], seeds=seeds, output=output, progress=progress))
+        typer.echo(_line(json.loads(written[-1].read_text())))
+    return written
+
+
+def _line(result: Mapping[str, Any]) -> str:
+    difference = result["difference"][result["baseline"]]
+    low, high = difference["low"], difference["high"]
+    interval = f"[{low:+.4f}, {high:+.4f}]" if low is not None else "[one seed]"
+    return (
+        f"{result['number']:02d} {result['name']}: {result['verdict']} ({result['kind']}) "
+        f"{result['method']} - {result['baseline']} = {difference['mean']:+.4f} {interval} {result['measure']}, "
+        f"{len(result['seeds'])} seeds, {result['seconds']:.0f} s"
+    )
+
+
+def print_claims() -> None:
+    """All claims with their newest recorded results, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    recorded = results()
+    table = Table("no", "claim", "kind", "verdict", "difference to baseline [95%]", "seeds", "seconds")
+    for number, path in find_claims().items():
+        result = recorded.get(number)
+        if result is None:
+            table.add_row(number, load_claim(path).TITLE, load_claim(path).KIND, "not run yet", "", "", "")
+            continue
+        difference = result["difference"][result["baseline"]]
+        bounds = "" if difference["low"] is None else f" [{difference['low']:+.4f}, {difference['high']:+.4f}]"
+        table.add_row(
+            number, result["title"], result["kind"], result["verdict"],
+            f"{difference['mean']:+.4f}{bounds} {result['measure']}", str(len(result["seeds"])),
+            f"{result['seconds']:.0f}",
+        )  # fmt: skip
+    Console().print(table)

@@ -1,0 +1,80 @@
+"""From what a run stored to the one dictionary that report.json, report.html and the console show."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from ontarget.plan.run_folder import RunFolder
+from ontarget.task import Request
+
+
+def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[str, Any]:
+    """The report of a finished run; see report/build.py for its shape."""
+    from ontarget import __version__
+
+    decision = run.read("decision")
+    trials = run.trials()
+    chosen = next(trial for trial in trials if trial["number"] == decision["number"])
+    admission = run.read("admission")
+    data = run.read("data")
+    ranking = run.read("ranking") if run.has("ranking") else {"decided_by": "", "entries": [], "rejected": []}
+    for entry in ranking["entries"]:
+        entry["picked"] = entry["source"] == chosen["source"]
+    evidence = run.read("evidence")
+    bundle = run.read("bundle")
+    timeline = run.timeline()
+    task = request.task.model_dump(exclude_none=True)
+    return {
+        "ontarget": __version__,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "run": run.path.name,
+        "task": {name: value for name, value in task.items() if isinstance(value, (str, int, float, tuple, list))},
+        "limits": request.limits.model_dump(exclude_none=True),
+        "data": {name: value for name, value in data.items() if name != "fingerprint"},
+        "device": run.read("device"),
+        "ranking": ranking,
+        "admission": admission,
+        "trials": [
+            {**trial, "latency_p50_ms": admission.get(trial["source"], {}).get("latency_p50_ms")} for trial in trials
+        ],
+        "variants": decision["variants"],
+        "tuning": run.read("tuning") if run.has("tuning") else {},
+        "evidence": evidence,
+        "timeline": timeline,
+        "costs": _costs(timeline, elapsed_s, request.limits.budget_s),
+        "bundle": bundle,
+        "decision": {
+            "number": decision["number"],
+            "title": f"{chosen['method']} on {chosen['source']}",
+            "reason": _reason(chosen, trials, data["metric"]),
+            "rejected": decision["rejected"],
+        },
+        "reproduce": f"ontarget fit {run.path / 'task.toml'}",
+    }
+
+
+def _costs(timeline: list[dict[str, Any]], elapsed_s: float, budget_s: float) -> dict[str, float]:
+    seconds = {kind: 0.0 for kind in ("features", "training", "measuring")}
+    for row in timeline:
+        if row["what"] in seconds:
+            seconds[row["what"]] += float(row["seconds"])
+    return {
+        "total_s": elapsed_s,
+        **{f"{kind}_s": value for kind, value in seconds.items()},
+        "other_s": max(0.0, elapsed_s - sum(seconds.values())),
+        "budget_s": budget_s,
+    }
+
+
+def _reason(chosen: dict[str, Any], trials: list[dict[str, Any]], metric: str) -> str:
+    others = [
+        trial
+        for trial in trials
+        if trial["state"] == "complete" and trial["number"] != chosen["number"] and trial["metric"] is not None
+    ]
+    text = f"best validation {metric} within the limits: {chosen['metric']:.4f}"
+    if others:
+        second = max(others, key=lambda trial: float(trial["metric"]))
+        text += f"; next was {second['method']} on {second['source']} with {second['metric']:.4f}"
+    return text

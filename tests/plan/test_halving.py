@@ -1,0 +1,122 @@
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ontarget.plan.halving import Rung, SearchSpace, bracket_epochs, rungs, tune
+from ontarget.plan.run_folder import RunFolder
+from ontarget.values import Recipe
+
+
+def space(epochs: int = 4) -> SearchSpace:
+    defaults = tuple(Recipe("a", "finetune", {"mode": mode, "rate": 1e-3}) for mode in ("full", "lora"))
+    return SearchSpace(defaults, ("a", "b"), {"mode": ("full", "lora")}, {"rate": (1e-5, 1e-1)}, epochs)
+
+
+def quality(recipe: Recipe, mark: int) -> float:
+    """Best at rate 1e-2, growing with epochs: a stand-in whose optimum is known."""
+    return -abs(math.log10(recipe.settings["rate"]) + 2) + 0.01 * mark + (0.5 if recipe.source == "b" else 0.0)
+
+
+class Recorder:
+    """Runs rungs by formula and keeps a list of what was run, as a trainer would be asked to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.ran: list[tuple[int, int]] = []
+        self.recipes: dict[int, Recipe] = {}
+        self.stop_after = stop_after
+
+    def __call__(self, numbered, mark, last):  # type: ignore[no-untyped-def]
+        results = {}
+        for number, recipe in numbered:
+            if self.stop_after is not None and len(self.ran) >= self.stop_after:
+                raise KeyboardInterrupt
+            self.ran.append((number, mark))
+            self.recipes[number] = recipe
+            results[number] = Rung(quality(recipe, mark), True)
+        return results
+
+
+def run(folder: Path, recorder: Recorder, *, budget_s: float = 400.0, epochs: int = 4) -> str:
+    return tune(
+        RunFolder(folder), space(epochs), predicted_s=lambda recipe, epochs: 10.0 * epochs, run_rung=recorder,
+        first_number=5, budget_s=budget_s, out_of_time=lambda: False, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(1, (1,)), (2, (2,)), (4, (2, 4)), (12, (3, 6, 12))])
+def test_rungs_by_hand(epochs: int, expected: tuple[int, ...]) -> None:
+    assert rungs(epochs) == expected
+
+
+@given(st.integers(1, 200), st.integers(1, 16))
+def test_bracket_epochs_are_those_of_its_rungs(epochs: int, count: int) -> None:
+    reached = bracket_epochs(count, epochs)
+    assert len(reached) == count
+    assert reached[0] == epochs
+    assert list(reached) == sorted(reached, reverse=True)
+    assert set(reached) <= set(rungs(epochs))
+
+
+def test_defaults_come_first_and_the_better_half_goes_on(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, budget_s=70)
+    first = [number for number, mark in recorder.ran if mark == 2]
+    assert [recorder.recipes[number].settings["mode"] for number in first] == ["full", "lora"]
+    assert [entry for entry in recorder.ran if entry[1] == 4] == [(5, 4)]
+
+
+def test_predicted_budget_is_never_exceeded(tmp_path: Path) -> None:
+    recorder = Recorder()
+    reason = run(tmp_path, recorder, budget_s=400)
+    trained = {}
+    for number, mark in recorder.ran:
+        trained[number] = mark
+    assert sum(10.0 * mark for mark in trained.values()) <= 400
+    assert reason
+
+
+def test_no_budget_runs_nothing(tmp_path: Path) -> None:
+    recorder = Recorder()
+    assert "needs about" in run(tmp_path, recorder, budget_s=5)
+    assert recorder.ran == []
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2, 3, 5, 8])
+def test_a_killed_search_proposes_the_same_recipes_when_it_goes_on(tmp_path: Path, stop_after: int) -> None:
+    undisturbed = Recorder()
+    run(tmp_path / "a", undisturbed) if (tmp_path / "a").mkdir() is None else None
+    (tmp_path / "b").mkdir()
+    killed = Recorder(stop_after)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", killed)
+    again = Recorder()
+    run(tmp_path / "b", again)
+    assert again.recipes == undisturbed.recipes
+
+
+def test_patience_ends_a_search_without_progress(tmp_path: Path) -> None:
+    def flat(numbered, mark, last):  # type: ignore[no-untyped-def]
+        return {number: Rung(0.5, True) for number, _ in numbered}
+
+    reason = tune(
+        RunFolder(tmp_path), space(), predicted_s=lambda recipe, epochs: 1.0, run_rung=flat, first_number=0,
+        budget_s=1e9, out_of_time=lambda: False, seed=0,
+    )  # fmt: skip
+    assert "nothing better" in reason
+
+
+def test_failed_recipes_do_not_go_on(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def failing(numbered, mark, last):  # type: ignore[no-untyped-def]
+        seen.extend((number, mark) for number, _ in numbered)
+        return {number: Rung(-math.inf, False) for number, _ in numbered}
+
+    tune(
+        RunFolder(tmp_path), space(), predicted_s=lambda recipe, epochs: 1.0, run_rung=failing, first_number=0,
+        budget_s=1e9, out_of_time=lambda: False, seed=0,
+    )  # fmt: skip
+    assert {mark for _, mark in seen} == {2}
