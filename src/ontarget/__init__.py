@@ -13,7 +13,7 @@ _PUBLIC = {
     "Task": "ontarget.task",
     "fit": "ontarget.fit",
     "load_bundle": "ontarget.runtime",
-    "rank": "ontarget.select",
+    "rank": "ontarget.select.rank_sources",
 }
 __all__ = [*sorted(_PUBLIC), "__version__"]
 

@@ -153,14 +153,12 @@ def rank(
     `ontarget rank reviews.csv --input text --target label`
     """
     from ontarget.progress import console_progress
-    from ontarget.select import rank as rank_pool
-    from ontarget.task import load_task
+    from ontarget.select.rank_sources import rank as rank_pool
 
     fields = _given(input=input, target=target, modality=modality, kind=kind, split=split, group=group,
                     max_length=max_length, seed=seed)  # fmt: skip
     with console_progress(quiet) as progress:
-        request = load_task(data, _given(**fields, pool=pool))
-        ranking = rank_pool(request.task, pool=request.pool, threads=threads, progress=progress)
+        ranking = rank_pool(data, pool, threads=threads, progress=progress, **fields)
     if as_json:
         from ontarget.plan.run_folder import to_json
         from ontarget.report.console import ranking_as_dict

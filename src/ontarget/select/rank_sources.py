@@ -71,3 +71,32 @@ def _with_seconds(entry: Any, seconds: float) -> Any:
     from dataclasses import replace
 
     return replace(entry, features_s=seconds)
+
+
+def rank(
+    task: Any,
+    pool: Sequence[str] | str | None = None,
+    *,
+    threads: int | None = None,
+    progress: Any = None,
+    **fields: Any,
+) -> Ranking:
+    """Rank the sources of ``pool`` for a task; nothing is trained.
+
+    task: a Task, a ``task.toml``, or data with the fields of `Task` as keywords. pool: locators; the installed zoo
+    of the task's modality by default. Raises DataError, SettingError, MissingExtra.
+    """
+    from ontarget.data import load as load_data
+    from ontarget.pool import default_pool
+    from ontarget.task import load_task
+
+    request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
+    data = load_data(request.task)
+    locators = list(request.pool) or [source.locator for source in default_pool(data.modality)]
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    context = Context(seed=request.task.seed, progress=progress)
+    ranking, _ = rank_sources(locators, data, max_length=request.task.max_length, context=context)
+    return ranking
