@@ -1,0 +1,49 @@
+"""From a source to an encoder in memory, with its preprocessing."""
+
+from __future__ import annotations
+
+from ontarget.errors import SettingError
+from ontarget.pool.source import Source, resolve
+from ontarget.values import Loaded
+
+DEFAULT_MAX_LENGTH = 128  # tokens (choice)
+
+
+def load(source: Source, *, max_length: int | None = None) -> Loaded:
+    """The source's encoder in evaluation mode.
+
+    max_length: tokens that texts are cut to; 128, or the model's own limit where that is lower, by default.
+    Raises MissingExtra for weights that are not installed, SettingError for models that cannot be used.
+    """
+    length = max_length or DEFAULT_MAX_LENGTH
+    base = source.locator.split("@")[0] if source.image_size else source.locator
+    scheme, _, name = base.partition(":")
+    if base == "zoo:wordllama":
+        from ontarget.pool.static_embeddings import load_wordllama
+
+        return load_wordllama(source, length)
+    if base in ("zoo:minilm", "zoo:smollm2-135m") or scheme in ("hub", "file"):
+        from ontarget.pool import text_encoders
+
+        if base == "zoo:minilm":
+            return text_encoders.load_minilm(source, length)
+        if base == "zoo:smollm2-135m":
+            return text_encoders.load_smollm2(source, length)
+        return text_encoders.load_transformer(source.locator, name, length, local=scheme == "file")
+    if base.startswith("zoo:efficientnet-lite"):
+        from ontarget.pool.image_encoders import load_efficientnet_lite
+
+        return load_efficientnet_lite(source)
+    if scheme == "timm":
+        from ontarget.pool.image_encoders import load_timm
+
+        return load_timm(source, name)
+    if scheme == "control" and name != "array":
+        from ontarget.pool import controls
+
+        if name == "pixels":
+            return controls.load_pixels(source)
+        if name.startswith("array-"):
+            return controls.load_array(int(name.removeprefix("array-")))
+        return controls.load_random(source, load(resolve(f"zoo:{name.removeprefix('random-')}"), max_length=max_length))
+    raise SettingError(f"'{source.locator}' cannot be loaded.", option="--pool", next_step="see: ontarget zoo list")

