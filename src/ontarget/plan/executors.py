@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ontarget.errors import SettingError, require_extra
+from ontarget.errors import OnTargetError, SettingError, require_extra
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -59,7 +59,12 @@ class RayExecutor:
         try:
             while pending:
                 ready, _ = ray.wait(list(pending), num_returns=1)
-                yield pending.pop(ready[0]), ray.get(ready[0])
+                try:
+                    outcome = ray.get(ready[0])
+                except ray.exceptions.RayTaskError as error:
+                    # The job's own error, as the local executor raises it.
+                    raise error.cause if isinstance(error.cause, OnTargetError) else error from None
+                yield pending.pop(ready[0]), outcome
         finally:
             for left in pending:
                 ray.cancel(left, force=True)

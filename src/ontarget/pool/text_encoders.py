@@ -52,7 +52,9 @@ def load_transformer(
     normalise: whether features are scaled to length 1; None reads it from sentence-transformers' modules.json.
     """
     from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
         model = AutoModel.from_pretrained(
