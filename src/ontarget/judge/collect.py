@@ -1,0 +1,149 @@
+"""The run's evidence: the bundle and the baselines on the test split, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ontarget.plan.run_folder import RunFolder
+from ontarget.task import Task
+from ontarget.values import Array, Context, TargetData
+
+
+def collect_evidence(
+    run: RunFolder, data: TargetData, assemble: Callable[[int], tuple[Any, Any]], context: Context, task: Task
+) -> dict[str, Any]:
+    """Score the bundle and the baselines on the test rows and compare them; see `judge.evidence`.
+
+    The scores are stored before anything is computed from them: a run that is killed here does not score again.
+    """
+    from ontarget.judge.evidence import judge
+    from ontarget.runtime import load_bundle
+
+    path = run.path / "test-scores.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            scores = {name: stored[name] for name in stored.files}
+    else:
+        scores = {"bundle": load_bundle(run.path / "bundle").scores(data.test.inputs)}
+        for name, number in baseline_trials(run).items():
+            scores[name] = _trial_scores(assemble, number, data, context)
+        zero_shot = _zero_shot(run, data, task, context)
+        if zero_shot is not None:
+            scores["zero-shot"] = zero_shot
+        _save(path, scores)
+    final = scores.pop("bundle")
+    return judge(data, final, scores, stages=_stages(run, data), seed=task.seed)
+
+
+def baseline_trials(run: RunFolder) -> dict[str, int]:
+    """Name of a baseline -> the trial that stands for it: what a user could have had without tuning."""
+    complete = [trial for trial in run.trials() if trial["state"] == "complete"]
+    names: dict[str, int] = {}
+
+    def add(name: str, trials: list[dict[str, Any]]) -> None:
+        if trials:
+            names[name] = max(trials, key=lambda trial: (trial["metric"], -trial["number"]))["number"]
+
+    add("majority", [trial for trial in complete if trial["method"] == "majority"])
+    add("TF-IDF + linear", [trial for trial in complete if trial["method"] == "tfidf_linear"])
+    add(
+        "pixels + linear",
+        [t for t in complete if t["method"] == "linear_head" and t["source"] == "control:pixels"],
+    )
+    add("nearest neighbours", [trial for trial in complete if trial["method"] == "nearest_neighbours"])
+    add(
+        "linear probe on the best source",
+        [t for t in complete if t["method"] == "linear_head" and not t["source"].startswith("control:")],
+    )
+    return names
+
+
+def _trial_scores(assemble: Callable[[int], tuple[Any, Any]], number: int, data: TargetData, context: Context) -> Array:
+    from ontarget.adapt.predict import predict_scores
+
+    preprocess, network = assemble(number)
+    if preprocess is None:  # the constant
+        return np.repeat(network.reshape(1, -1), len(data.test), axis=0)
+    return predict_scores(network, preprocess, data.test.inputs, context=context)
+
+
+def _zero_shot(run: RunFolder, data: TargetData, task: Task, context: Context) -> Array | None:
+    """Class names against texts by the best text encoder, where classes have names that say something."""
+    if data.modality != "text" or data.kind != "classification" or not run.has("ranking"):
+        return None
+    sources = [
+        entry["source"]
+        for entry in run.read("ranking")["entries"]
+        if not entry["source"].startswith("control:")
+    ]
+    if not sources or all(name.lstrip("-").isdigit() for name in data.classes):
+        return None
+    from ontarget.judge.zero_shot import zero_shot
+    from ontarget.pool import load, resolve
+    from ontarget.pool.features import extract
+
+    loaded = load(resolve(sources[0]), max_length=task.max_length)
+    texts = [text if isinstance(text, str) else " ".join(text) for text in data.test.inputs]
+    return zero_shot(extract(loaded, texts, context=context), extract(loaded, list(data.classes), context=context))
+
+
+def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
+    """What each stage was given and what it gave, as validation scores."""
+    decision = run.read("decision")
+    complete = [trial for trial in run.trials() if trial["state"] == "complete"]
+    chosen = next(trial for trial in complete if trial["number"] == decision["number"])
+
+    def best(methods: tuple[str, ...]) -> dict[str, Any] | None:
+        found = [trial for trial in complete if trial["method"] in methods]
+        return max(found, key=lambda trial: (trial["metric"], -trial["number"])) if found else None
+
+    cheap = best(("majority", "tfidf_linear", "nearest_neighbours"))
+    probe = best(("linear_head",))
+    tuned = best(("finetune", "contrastive"))
+    steps = []
+    last = cheap
+    for name, trial in (("select", probe), ("adapt", tuned)):
+        if trial is None or last is None:
+            last = last or trial
+            continue
+        kept = trial["metric"] > last["metric"]
+        steps.append(
+            {
+                "stage": name,
+                "what": f"{trial['method']} on {trial['source']}",
+                "before": run.trial_scores(last["number"]),
+                "after": run.trial_scores(trial["number"]),
+                "kept": kept,
+                "reason": "" if kept else "not better on validation rows: dropped",
+            }
+        )
+        last = trial if kept else last
+    forms = {row["form"]: row for row in decision["variants"]}
+    used = next(row for row in decision["variants"] if row["kept"])
+    steps.append(
+        {
+            "stage": "compress",
+            "what": used["form"],
+            "before_value": chosen["metric"],
+            "after_value": used["validation_metric"],
+            "kept": True,
+            "reason": f"{forms['pytorch']['latency_p50_ms']:.2f} ms in PyTorch, {used['latency_p50_ms']:.2f} ms as "
+            f"{used['form']}"
+            if "pytorch" in forms
+            else "",
+        }
+    )
+    return steps
+
+
+def _save(path: Any, scores: dict[str, Array]) -> None:
+    import io
+
+    from ontarget.plan.run_folder import write_atomic
+
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(value, dtype=np.float32) for name, value in scores.items()})
+    write_atomic(path, buffer.getvalue())
