@@ -29,7 +29,8 @@ PROGRAM = str(Path(sys.executable).with_name("ontarget"))
 def trial_records(run: Path) -> dict[str, str]:
     """Trial folder -> digest of its record."""
     return {
-        path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (run / "trials").glob("*/trial.json")
+        path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in (run / "trials").glob("*/trial.json")
     }
 
 
@@ -39,7 +40,13 @@ def outcome(run: Path) -> dict[str, object]:
     trials = {}
     for path in sorted((run / "trials").glob("*/trial.json")):
         trial = json.loads(path.read_text())
-        trials[trial["number"]] = [trial["source"], trial["method"], trial["settings"], trial["state"], trial["metric"]]
+        trials[trial["number"]] = [
+            trial["source"],
+            trial["method"],
+            trial["settings"],
+            trial["state"],
+            trial["metric"],
+        ]
     return {"chosen": decision["number"], "trials": trials}
 
 
@@ -55,7 +62,9 @@ def main() -> None:
     shutil.rmtree(arguments.folder, ignore_errors=True)
     arguments.folder.mkdir(parents=True)
     start = time.perf_counter()
-    subprocess.run([*fit, "--run", str(arguments.folder / "undisturbed")], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [*fit, "--run", str(arguments.folder / "undisturbed")], check=True, stdout=subprocess.DEVNULL
+    )
     length_s = time.perf_counter() - start
     expected = outcome(arguments.folder / "undisturbed")
     draw = random.Random(arguments.seed)
@@ -63,7 +72,9 @@ def main() -> None:
     for number in range(arguments.kills):
         run = arguments.folder / f"killed-{number:02d}"
         moment_s = draw.uniform(0.0, length_s)
-        process = subprocess.Popen([*fit, "--run", str(run)], stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [*fit, "--run", str(run)], stdout=subprocess.DEVNULL, start_new_session=True
+        )
         try:
             process.wait(moment_s)
         except subprocess.TimeoutExpired:
@@ -79,7 +90,13 @@ def main() -> None:
         same = finished.returncode == 0 and outcome(run) == expected
         kept = all(after.get(name) == digest for name, digest in before.items())
         rows.append(
-            {"killed_at_s": moment_s, "stages": stages, "trials_before": len(before), "same": same, "kept": kept}
+            {
+                "killed_at_s": moment_s,
+                "stages": stages,
+                "trials_before": len(before),
+                "same": same,
+                "kept": kept,
+            }
         )
         print(rows[-1], flush=True)
         if same and kept:

@@ -32,13 +32,17 @@ def rows_of(bundle: Path) -> list[object]:
     return list(selftest["inputs"])
 
 
-async def client(address: str, bodies: list[bytes], count: int, times: list[float], errors: list[str]) -> None:
+async def client(
+    address: str, bodies: list[bytes], count: int, times: list[float], errors: list[str]
+) -> None:
     async with httpx.AsyncClient(base_url=address, timeout=60) as http:
         for number in range(count):
             start = time.perf_counter()
             try:
                 answer = await http.post(
-                    "/predict", content=bodies[number % len(bodies)], headers={"content-type": "application/json"}
+                    "/predict",
+                    content=bodies[number % len(bodies)],
+                    headers={"content-type": "application/json"},
                 )
                 if answer.status_code != 200:
                     errors.append(f"{answer.status_code} {answer.text[:200]}")
@@ -47,11 +51,15 @@ async def client(address: str, bodies: list[bytes], count: int, times: list[floa
             times.append(1000 * (time.perf_counter() - start))
 
 
-async def load(address: str, bodies: list[bytes], requests: int, clients: int) -> tuple[list[float], list[str], float]:
+async def load(
+    address: str, bodies: list[bytes], requests: int, clients: int
+) -> tuple[list[float], list[str], float]:
     times: list[float] = []
     errors: list[str] = []
     start = time.perf_counter()
-    await asyncio.gather(*(client(address, bodies, requests // clients, times, errors) for _ in range(clients)))
+    await asyncio.gather(
+        *(client(address, bodies, requests // clients, times, errors) for _ in range(clients))
+    )
     return times, errors, time.perf_counter() - start
 
 
@@ -62,7 +70,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=8)
     arguments = parser.parse_args()
     port = free_port()
-    command = [str(Path(sys.executable).with_name("ontarget")), "serve", str(arguments.bundle), "--port", str(port)]
+    command = [
+        str(Path(sys.executable).with_name("ontarget")),
+        "serve",
+        str(arguments.bundle),
+        "--port",
+        str(port),
+    ]
     server = subprocess.Popen(command)
     address = f"http://127.0.0.1:{port}"
     try:

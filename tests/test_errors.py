@@ -6,7 +6,9 @@ from ontarget.errors import DataError, MissingExtra, OnTargetError, nearest, req
 
 
 def test_message_has_its_four_parts_in_order() -> None:
-    error = DataError("column 'txt' is missing", allowed="text, label", option="--input", next_step="use 'text'")
+    error = DataError(
+        "column 'txt' is missing", allowed="text, label", option="--input", next_step="use 'text'"
+    )
     assert str(error).splitlines() == [
         "column 'txt' is missing",
         "Allowed: text, label.",
@@ -17,7 +19,13 @@ def test_message_has_its_four_parts_in_order() -> None:
 
 def test_errors_survive_pickling_with_their_parts() -> None:
     error = pickle.loads(pickle.dumps(DataError("given", allowed="a", option="b", next_step="c")))
-    assert (type(error), error.given, error.allowed, error.option, error.next_step) == (DataError, "given", "a", "b", "c")
+    assert (type(error), error.given, error.allowed, error.option, error.next_step) == (
+        DataError,
+        "given",
+        "a",
+        "b",
+        "c",
+    )
 
 
 def test_at_most_six_exceptions_and_one_root() -> None:

@@ -7,14 +7,18 @@ from ontarget.task import Limits, Task, load_task, write_toml
 
 
 def test_fields_of_task_limits_and_request_are_told_apart() -> None:
-    request = load_task("a.csv", {"input": "text", "target": "y", "latency_ms": 5, "budget_s": 60, "pool": "zoo:minilm"})
+    request = load_task(
+        "a.csv", {"input": "text", "target": "y", "latency_ms": 5, "budget_s": 60, "pool": "zoo:minilm"}
+    )
     assert request.task.input == ("text",)
     assert request.limits == Limits(latency_ms=5, budget_s=60)
     assert request.pool == ("zoo:minilm",)
 
 
 def test_toml_round_trip(tmp_path: Path) -> None:
-    given = load_task(tmp_path / "a.csv", {"input": ["a", "b"], "target": "y", "seed": 3, "size_mb": 20, "threads": 2})
+    given = load_task(
+        tmp_path / "a.csv", {"input": ["a", "b"], "target": "y", "seed": 3, "size_mb": 20, "threads": 2}
+    )
     write_toml(given, tmp_path / "task.toml")
     assert load_task(tmp_path / "task.toml") == given
 

@@ -93,7 +93,9 @@ def fit(
     if limits is not None:
         from ontarget.task import Limits
 
-        given.update((limits if isinstance(limits, Limits) else Limits(**limits)).model_dump(exclude_none=True))
+        given.update(
+            (limits if isinstance(limits, Limits) else Limits(**limits)).model_dump(exclude_none=True)
+        )
     request = load_task(data, given)
     folder = RunFolder(run if run is not None else _new_folder(request))
     known = folder.path / "task.toml"
@@ -114,7 +116,12 @@ def fit(
             next_step="choose another folder, or continue that run with --resume",
         )
     return resume(
-        folder.path, executor=executor, ray_address=ray_address, storage=storage, threads=threads, progress=progress
+        folder.path,
+        executor=executor,
+        ray_address=ray_address,
+        storage=storage,
+        threads=threads,
+        progress=progress,
     )
 
 
@@ -130,7 +137,9 @@ def resume(
     """Go on with a run: finished stages and trials are read back, the rest is done. Raises RunError, DataError."""
     folder = RunFolder(path)
     if not (folder.path / "task.toml").exists():
-        raise RunError(f"{folder.path} is no run: it has no task.toml.", next_step="start one with ontarget fit DATA")
+        raise RunError(
+            f"{folder.path} is no run: it has no task.toml.", next_step="start one with ontarget fit DATA"
+        )
     request = load_task(folder.path / "task.toml")
     from ontarget.plan.executors import make_executor
 
@@ -160,7 +169,9 @@ def _comparable(request: Request) -> dict[str, Any]:
 def _new_folder(request: Request) -> Path:
     data = request.task.data
     name = request.task.name or (Path(data).stem if isinstance(data, str) else "task")
-    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name.replace("hub:", ""))
+    name = "".join(
+        letter if letter.isalnum() or letter in "-_" else "-" for letter in name.replace("hub:", "")
+    )
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
@@ -170,7 +181,9 @@ def _new_folder(request: Request) -> Path:
 class _Work:
     """One pass over a run's stages. Everything that has to survive is in the run folder."""
 
-    def __init__(self, run: RunFolder, request: Request, executor: Any, storage: str | None, progress: Any) -> None:
+    def __init__(
+        self, run: RunFolder, request: Request, executor: Any, storage: str | None, progress: Any
+    ) -> None:
         import os
 
         from ontarget.data import load
@@ -280,7 +293,9 @@ class _Work:
                 "rejected": [{"source": source, "reason": reason} for source, reason in reasons.items()],
             }
 
-        if self.run.read("admission") and any(entry["admitted"] for entry in self.run.read("admission").values()):
+        if self.run.read("admission") and any(
+            entry["admitted"] for entry in self.run.read("admission").values()
+        ):
             self.run.once("ranking", compute, clock=self.clock, kind="features")
 
     def _ranked(self) -> list[str]:
@@ -305,12 +320,17 @@ class _Work:
         self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
         if self._few_label_text(encoders):
             best = self._best_heads(1)
-            jobs = [self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)]
+            jobs = [
+                self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)
+            ]
             self._run_trials(jobs, "few-label contrastive tuning")
 
     def _few_label_text(self, encoders: Sequence[str]) -> bool:
         return bool(
-            self.data.modality == "text" and self.data.kind == "classification" and len(self.data.folds) and encoders
+            self.data.modality == "text"
+            and self.data.kind == "classification"
+            and len(self.data.folds)
+            and encoders
         )
 
     def _best_heads(self, count: int) -> list[str]:
@@ -384,7 +404,8 @@ class _Work:
                 "budget_s": max(0.0, self.clock.remaining_s() - RESERVED_SHARE * self.limits.budget_s),
                 "first_number": max((trial["number"] for trial in self.run.trials()), default=-1) + 1,
                 "best_so_far": max(
-                    (trial["metric"] for trial in self.run.trials() if trial["state"] == "complete"), default=None
+                    (trial["metric"] for trial in self.run.trials() if trial["state"] == "complete"),
+                    default=None,
                 ),
             },
             clock=self.clock,
@@ -412,7 +433,9 @@ class _Work:
             seed=self.task.seed,
             storage=self.storage,
             best_so_far=-float("inf") if plan["best_so_far"] is None else plan["best_so_far"],
-            stop_at=1.0 if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1") else float("inf"),
+            stop_at=1.0
+            if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1")
+            else float("inf"),
         )
         runner.drop_checkpoints()
         self.run.write("tuning", {"stopped": stopped})
@@ -428,7 +451,8 @@ class _Work:
             candidates = order(self.run.trials(), latency)
             if not candidates:
                 reasons = "; ".join(
-                    f"{trial['method']} on {trial['source']}: {trial['reason']}" for trial in self.run.trials()
+                    f"{trial['method']} on {trial['source']}: {trial['reason']}"
+                    for trial in self.run.trials()
                 )
                 raise RunError(f"No trial ended well ({reasons}).", next_step="look into the reasons given")
             rejected = []

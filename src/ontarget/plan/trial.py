@@ -123,7 +123,9 @@ def _majority(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     from ontarget.adapt.tune.majority import majority
 
     network = majority(data.train.targets, outputs=data.outputs, kind=data.kind)
-    return Fitted(_constant_scores(network, len(data.validation)), {"network.safetensors": state_bytes(network)})
+    return Fitted(
+        _constant_scores(network, len(data.validation)), {"network.safetensors": state_bytes(network)}
+    )
 
 
 def _tfidf_linear(job: TrialJob, data: TargetData, context: Context) -> Fitted:
@@ -176,7 +178,9 @@ def _nearest_neighbours(job: TrialJob, data: TargetData, context: Context) -> Fi
         **job.recipe.settings,
     )
     return Fitted(
-        model.scores, {"network.safetensors": state_bytes(model.network)}, notes={"neighbours": model.neighbours}
+        model.scores,
+        {"network.safetensors": state_bytes(model.network)},
+        notes={"neighbours": model.neighbours},
     )
 
 
@@ -210,7 +214,9 @@ def _finetune(job: TrialJob, data: TargetData, context: Context) -> Fitted:
         scores, curves = _out_of_fold(data, lambda train, held: one(train, held, early_stopping=False))
         final = one(data.train, None, early_stopping=False)
         curve = tuple(_mean_curve(curves))
-        return Fitted(scores, {"state.safetensors": final.state_bytes}, curve, peak_memory_mb=final.peak_memory_mb)
+        return Fitted(
+            scores, {"state.safetensors": final.state_bytes}, curve, peak_memory_mb=final.peak_memory_mb
+        )
     result = one(data.train, data.validation, resume_from=job.checkpoint, stop_epoch=job.stop_epoch)
     return Fitted(
         result.validation_scores,
@@ -232,7 +238,12 @@ def _contrastive(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     def one(train: Examples) -> Any:
         loaded = load(source, max_length=job.max_length)
         return contrastive(
-            loaded, train, outputs=data.outputs, class_names=data.classes, context=context, **job.recipe.settings
+            loaded,
+            train,
+            outputs=data.outputs,
+            class_names=data.classes,
+            context=context,
+            **job.recipe.settings,
         )
 
     preprocess = load(source, max_length=job.max_length).preprocess

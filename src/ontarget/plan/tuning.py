@@ -59,7 +59,7 @@ def search_space(data: TargetData, anchors: Sequence[str]) -> SearchSpace:
 def predict_costs(
     data: TargetData, anchors: Sequence[str], *, max_length: int | None, context: Context
 ) -> dict[str, dict[str, Any]]:
-    """"source|mode" -> seconds of one epoch over the training rows and peak memory, by timing real batches."""
+    """ "source|mode" -> seconds of one epoch over the training rows and peak memory, by timing real batches."""
     from ontarget.adapt.tune.finetune import estimate
     from ontarget.errors import OnTargetError
     from ontarget.pool import load, resolve
@@ -80,7 +80,9 @@ def predict_costs(
     return costs
 
 
-def predicted_seconds(costs: Mapping[str, Mapping[str, Any]], data: TargetData, recipe: Recipe, epochs: int) -> float:
+def predicted_seconds(
+    costs: Mapping[str, Mapping[str, Any]], data: TargetData, recipe: Recipe, epochs: int
+) -> float:
     """Seconds that ``recipe`` is expected to take for ``epochs``, with the safety factor; cross-fitting included."""
     entry = costs[f"{recipe.source}|{recipe.settings['mode']}"]
     fits = len(set(data.folds.tolist())) + 1 if len(data.folds) else 1

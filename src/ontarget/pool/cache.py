@@ -114,7 +114,9 @@ def _write_with(path: Path, write: Callable[[Any], Any]) -> bool:
     except OSError as error:  # full disk, read-only folder, quota
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        warnings.warn(f"The cache {cache_folder()} cannot be written ({error}); going on without it.", stacklevel=2)
+        warnings.warn(
+            f"The cache {cache_folder()} cannot be written ({error}); going on without it.", stacklevel=2
+        )
         return False
 
 

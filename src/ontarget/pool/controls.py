@@ -22,7 +22,14 @@ class Flat(torch.nn.Module):
 def load_pixels(source: Source) -> Loaded:
     """Images of 16 x 16 colour pixels on the 0..1 scale, flattened: (N, 768)."""
     size = source.image_size or PIXELS
-    settings = {"size": size, "crop": 1.0, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3, "channels": 3}
+    settings = {
+        "size": size,
+        "crop": 1.0,
+        "interpolation": "bilinear",
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+        "channels": 3,
+    }
     return Loaded(source.locator, Preprocess("image", settings), Flat().eval(), 3 * size * size)
 
 

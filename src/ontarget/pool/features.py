@@ -18,7 +18,11 @@ BATCH_ROWS = 32  # (choice)
 
 
 def extract(
-    loaded: Loaded, inputs: Sequence[Any] | Array, *, batch_size: int = BATCH_ROWS, context: Context = Context()
+    loaded: Loaded,
+    inputs: Sequence[Any] | Array,
+    *,
+    batch_size: int = BATCH_ROWS,
+    context: Context = Context(),
 ) -> Array:
     """(N, dim) float32 features, rows in the order of ``inputs``.
 
@@ -33,10 +37,14 @@ def extract(
         for start in range(0, len(inputs), batch_size):
             rows = order[start : start + batch_size]
             batch = inputs[rows] if isinstance(inputs, np.ndarray) else [inputs[int(row)] for row in rows]
-            tensors = [torch.from_numpy(value).to(context.device) for value in loaded.preprocess(batch).values()]
+            tensors = [
+                torch.from_numpy(value).to(context.device) for value in loaded.preprocess(batch).values()
+            ]
             features[rows] = encoder(*tensors).float().cpu().numpy()
             if context.progress:
-                context.progress(min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}")
+                context.progress(
+                    min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}"
+                )
     return features
 
 
@@ -50,7 +58,12 @@ def cached_features(
     """
     from ontarget.data.fingerprint import fingerprint
 
-    key = key_of("features-1", weights_digest(loaded), loaded.preprocess.fingerprint, fingerprint(inputs))
+    key = key_of(
+        "features-1",
+        weights_digest(loaded),
+        loaded.preprocess.fingerprint,
+        fingerprint(inputs, modality=source.modality),
+    )
     start = time.monotonic()
     features, was_cached = cached_array(key, lambda: extract(loaded, inputs, context=context))
     return features, 0.0 if was_cached else time.monotonic() - start, was_cached

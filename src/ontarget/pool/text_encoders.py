@@ -70,7 +70,9 @@ def load_transformer(
     limit = int(getattr(model.config, "max_position_embeddings", max_length) or max_length)
     if normalise is None:
         modules = Path(name) / "modules.json"
-        normalise = modules.exists() and any("Normalize" in module["type"] for module in json.loads(modules.read_text()))
+        normalise = modules.exists() and any(
+            "Normalize" in module["type"] for module in json.loads(modules.read_text())
+        )
     encoder = MeanPooled(model, normalise=normalise).eval()
     preprocess = tokens_preprocess(tokenizer, min(max_length, limit))
     return Loaded(locator, preprocess, encoder, int(model.config.hidden_size))
