@@ -113,6 +113,10 @@ class Preprocess:
         idf: Array = np.load(io.BytesIO(self.files["idf.npy"]), allow_pickle=False)
         return idf
 
+    @cached_property
+    def _chunk_indices(self) -> dict[str, Array]:
+        return {}  # filled by _known_indices
+
     def __getstate__(self) -> dict[str, Any]:
         # Tokenizers and other caches are rebuilt where the value arrives.
         return {"kind": self.kind, "settings": self.settings, "files": self.files}
@@ -144,6 +148,9 @@ def _checked_text(text: Any, row: int) -> Any:
 _WORD = re.compile(r"(?u)\b\w\w+\b")
 
 
+CACHED_CHUNKS = 100_000  # distinct words whose character terms are remembered, about 30 MB
+
+
 def terms(text: str, settings: Mapping[str, Any]) -> Counter[str]:
     """Word and character n-grams of ``text``, as scikit-learn's "word" and "char_wb" analyzers cut them.
 
@@ -151,36 +158,70 @@ def terms(text: str, settings: Mapping[str, Any]) -> Counter[str]:
     """
     if settings.get("lowercase", True):
         text = text.lower()
-    found: Counter[str] = Counter()
-    low, high = settings["word_ngrams"]
-    words = _WORD.findall(text)
-    for size in range(low, high + 1):
-        found.update(" ".join(words[at : at + size]) for at in range(len(words) - size + 1))
-    if settings.get("char_ngrams"):
-        low, high = settings["char_ngrams"]
-        for word in text.split():
-            padded = f" {word} "
-            for size in range(low, high + 1):
-                if len(padded) <= size:
-                    found["\x00" + padded] += 1
-                    break
-                found.update("\x00" + padded[at : at + size] for at in range(len(padded) - size + 1))
+    found = Counter(word_terms(text, settings))
+    for chunk in text.split():
+        found.update(chunk_terms(chunk, settings))
     return found
 
 
+def word_terms(text: str, settings: Mapping[str, Any]) -> list[str]:
+    """The word n-grams of a text that is already in lower case where settings ask for it."""
+    low, high = settings["word_ngrams"]
+    words = _WORD.findall(text)
+    found = words[:] if low == 1 else []
+    for size in range(max(low, 2), high + 1):
+        found += [" ".join(words[at : at + size]) for at in range(len(words) - size + 1)]
+    return found
+
+
+def chunk_terms(chunk: str, settings: Mapping[str, Any]) -> list[str]:
+    """The character n-grams of one piece of text between white space."""
+    found = []
+    if settings.get("char_ngrams"):
+        low, high = settings["char_ngrams"]
+        padded = f" {chunk} "
+        for size in range(low, high + 1):
+            if len(padded) <= size:
+                found.append("\x00" + padded)
+                break
+            found += ["\x00" + padded[at : at + size] for at in range(len(padded) - size + 1)]
+    return found
+
+
+def joined_text(text: Any, row: int) -> str:
+    """A text, or the two fields of a row as one text. Raises InputError for anything else."""
+    checked = _checked_text(text, row)
+    return checked if isinstance(checked, str) else " \n ".join(checked)
+
+
+def _known_indices(preprocess: Preprocess, text: str) -> Array:
+    """Vocabulary indices of the terms of ``text``, one an occurrence. Words repeat: theirs are remembered."""
+    settings, vocabulary, remembered = preprocess.settings, preprocess._vocabulary, preprocess._chunk_indices
+    if settings.get("lowercase", True):
+        text = text.lower()
+    known = [vocabulary[term] for term in word_terms(text, settings) if term in vocabulary]
+    found = [np.array(known, dtype=np.int64)]
+    for chunk in text.split() if settings.get("char_ngrams") else ():
+        indices = remembered.get(chunk)
+        if indices is None:
+            known = [vocabulary[term] for term in chunk_terms(chunk, settings) if term in vocabulary]
+            indices = np.array(known, dtype=np.int64)
+            if len(remembered) >= CACHED_CHUNKS:
+                remembered.clear()
+            if len(chunk) <= 64:
+                remembered[chunk] = indices
+        found.append(indices)
+    return np.concatenate(found)
+
+
 def _tfidf(preprocess: Preprocess, texts: Sequence[Any]) -> Tensors:
-    vocabulary, idf = preprocess._vocabulary, preprocess._idf
+    idf = preprocess._idf
     sublinear = bool(preprocess.settings.get("sublinear", True))
     rows: list[tuple[Array, Array]] = []
     for row, text in enumerate(texts):
-        checked = _checked_text(text, row)
-        joined = checked if isinstance(checked, str) else " \n ".join(checked)
-        known = sorted(
-            (vocabulary[term], count) for term, count in terms(joined, preprocess.settings).items() if term in vocabulary
-        )
-        indices = np.array([index for index, _ in known], dtype=np.int64)
-        counts = np.array([count for _, count in known], dtype=np.float32)
-        values = (1 + np.log(counts) if sublinear else counts) * idf[indices]
+        indices, counts = np.unique(_known_indices(preprocess, joined_text(text, row)), return_counts=True)
+        frequency = counts.astype(np.float32)
+        values = (1 + np.log(frequency) if sublinear else frequency) * idf[indices]
         norm = float(np.sqrt(np.sum(values**2)))
         rows.append((indices, values / norm if norm > 0 else values))
     length = max([1, *(len(indices) for indices, _ in rows)])
