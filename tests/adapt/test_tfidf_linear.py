@@ -19,21 +19,6 @@ from ontarget.runtime.preprocess import InputError, terms
 GOOD = ["great", "wonderful", "lovely", "superb", "charming", "delightful"]
 BAD = ["awful", "dreadful", "boring", "tedious", "horrid", "dull"]
 FILLER = ["the", "film", "was", "and", "a", "plot", "its", "actors", "with", "scenes", "Ünïcode", "42"]
-    "the",
-    "film",
-    "was",
-    "and",
-    "a",
-    "plot",
-    "its",
-    "actors",
-    "with",
-    "scenes",
-    "ending",
-    "really",
-    "Ünïcode",
-    "42",
-]
 SETTINGS = {"word_ngrams": [1, 2], "char_ngrams": [2, 5], "lowercase": True, "sublinear": True}
 
 
@@ -103,9 +88,7 @@ def test_regressor_equals_sklearn_ridge() -> None:
     texts, targets = reviews(120)
     values = targets * 7.0 + 100 + np.random.default_rng(0).normal(size=120)
     fresh, _ = reviews(20, seed=1)
-    ours = tfidf_linear(
-        texts, values, outputs=1, kind="regression", l2_grid=[1.0], validation=(fresh, np.arange(20.0))
-    )
+    ours = tfidf_linear(texts, values, outputs=1, kind="regression", l2_grid=[1.0], validation=(fresh, np.arange(20.0)))
     vectorizer = TfidfVectorizer(analyzer=reference_terms, sublinear_tf=True, min_df=2)
     model = Ridge(alpha=1.0).fit(vectorizer.fit_transform(texts), values)
     np.testing.assert_allclose(ours.scores[:, 0], model.predict(vectorizer.transform(fresh)), atol=2e-2)
@@ -113,16 +96,12 @@ def test_regressor_equals_sklearn_ridge() -> None:
 
 def test_strength_is_chosen_out_of_fold_and_learns() -> None:
     texts, targets = reviews(200)
-    ours = tfidf_linear(
-        texts, targets, outputs=2, kind="classification", folds=np.arange(200) % 4, metric="macro_f1"
-    )
+    ours = tfidf_linear(texts, targets, outputs=2, kind="classification", folds=np.arange(200) % 4, metric="macro_f1")
     assert ours.value > 0.95
     assert ours.scores.shape == (200, 2)
     fresh, fresh_targets = reviews(100, seed=5)
     assert np.mean(predicted(ours.network, ours.preprocess(fresh)).argmax(1) == fresh_targets) > 0.95
-    again = tfidf_linear(
-        texts, targets, outputs=2, kind="classification", folds=np.arange(200) % 4, metric="macro_f1"
-    )
+    again = tfidf_linear(texts, targets, outputs=2, kind="classification", folds=np.arange(200) % 4, metric="macro_f1")
     assert torch.equal(ours.network.weight, again.network.weight)
     assert ours.preprocess.fingerprint == again.preprocess.fingerprint
 
