@@ -30,9 +30,7 @@ def find_column(name: str, table: Table, option: str, problems: list[str]) -> st
     names = list(map(str, table.frame.columns))
     close = nearest(name, names)
     shown = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
-    problems.append(
-        f"{option}: {table.name} has no column '{name}'{'; ' + close if close else ''} (it has {shown})"
-    )
+    problems.append(f"{option}: {table.name} has no column '{name}'{'; ' + close if close else ''} (it has {shown})")
     return None
 
 
@@ -46,9 +44,7 @@ def choose_inputs(
     if given and not (table.input and not set(given) <= set(table.frame.columns)):
         twice = [name for name in dict.fromkeys(given) if list(given).count(name) > 1]
         problems += [f"--input: the column '{name}' is named twice" for name in twice]
-        problems += [
-            f"--input: '{name}' is also the target, split or group" for name in given if name in others
-        ]
+        problems += [f"--input: '{name}' is also the target, split or group" for name in given if name in others]
         return tuple(name for name in given if find_column(name, table, "--input", problems))
     if table.input:  # arrays, lists and image folders have no names that a user could have meant
         return table.input
@@ -57,9 +53,7 @@ def choose_inputs(
         return (free[0],)
     if modality == "features" and free:
         return tuple(free)
-    problems.append(
-        f"--input: which columns of {table.name} are the input? It has {', '.join(free[:30]) or 'none'}"
-    )
+    problems.append(f"--input: which columns of {table.name} are the input? It has {', '.join(free[:30]) or 'none'}")
     return ()
 
 
@@ -85,9 +79,11 @@ def _cell_kind(column: pd.Series) -> str:
     if kind == "string":
         if all(map(is_image_path, cells)):
             return "image"
-        # NaN written out is no number here: it would be refused later.
-        numbers = pd.to_numeric(cells[cells.str.strip() != ""], errors="coerce")
-        return "number" if len(numbers) and not numbers.isna().any() else "text"
+        filled = cells[cells.astype(object).map(str.strip) != ""]
+        for part in (filled[:1000], filled):  # the first rows tell most texts from numbers
+            if not len(part) or pd.to_numeric(part, errors="coerce").isna().any():
+                return "text"
+        return "number"
     if kind in ("integer", "floating", "mixed-integer-float", "boolean", "decimal"):
         return "number"
     if all(map(is_image, cells)):
@@ -143,9 +139,7 @@ def _texts(column: pd.Series, name: str, rows: Rows, offset: int, problems: list
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:
-        bad = [
-            row for row, text in enumerate(texts) if any("\ud800" <= letter <= "\udfff" for letter in text)
-        ]
+        bad = [row for row, text in enumerate(texts) if any("\ud800" <= letter <= "\udfff" for letter in text)]
         problems.append(
             f"column '{name}' holds half a character (a lone surrogate): {rows.some(row + offset for row in bad)}"
         )
@@ -154,7 +148,9 @@ def _texts(column: pd.Series, name: str, rows: Rows, offset: int, problems: list
 
 def _images(table: Table, name: str, rows: Rows, offset: int, problems: list[str]) -> list[Any]:
     images: list[Any] = []
-    missing, urls, odd = [], [], []
+    missing: list[int] = []
+    urls: list[int] = []
+    odd: list[int] = []
     for row, cell in enumerate(table.frame[name]):
         image: Any = cell
         if isinstance(cell, str):

@@ -23,6 +23,11 @@ class Rows:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
+    @property
+    def where(self) -> str:
+        """All tables' names, for messages."""
+        return ", ".join(self.names)
+
     def origin(self, position: int) -> tuple[str, int]:
         """Table and row within it."""
         for name, size in zip(self.names, self.sizes, strict=True):
@@ -36,15 +41,18 @@ class Rows:
         return np.concatenate([np.arange(size, dtype=np.int64) for size in self.sizes])
 
     def some(self, positions: Iterable[int]) -> str:
-        """``"row 3, 7 and 4 more of reviews.csv"`` (rows count from 0)."""
+        """``"row 3, 7 and 4 more"``; with more than one table, ``"row 3, 7 of train.csv; row 0 of test.csv"``."""
         positions = [int(position) for position in positions]
         by_table: dict[str, list[int]] = {}
         for position in positions[:SHOWN]:
             name, row = self.origin(position)
             by_table.setdefault(name, []).append(row)
-        parts = [f"row {', '.join(map(str, rows))} of {name}" for name, rows in by_table.items()]
+        parts = [
+            f"row {', '.join(map(str, rows))}" + (f" of {name}" if len(self.names) > 1 else "")
+            for name, rows in by_table.items()
+        ]
         more = len(positions) - SHOWN
-        return "; ".join(parts) + (f"; and {more:,} more" if more > 0 else "")
+        return "; ".join(parts) + (f" and {more:,} more" if more > 0 else "")
 
 
 def listed(names: Sequence[Any]) -> str:
@@ -53,14 +61,15 @@ def listed(names: Sequence[Any]) -> str:
     return text + (f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else "")
 
 
-def raise_all(problems: Sequence[str], *, option: str = "", next_step: str = "", allowed: str = "") -> None:
-    """Raise one DataError with all problems; nothing where there are none."""
+def raise_all(
+    problems: Sequence[str], where: str = "", *, option: str = "", next_step: str = "", allowed: str = ""
+) -> None:
+    """Raise one DataError with all problems; nothing where there are none. where: the file or files."""
     if not problems:
         return
     if len(problems) == 1:
-        given = problems[0]
+        given = f"{where}: {problems[0]}" if where else problems[0]
     else:
-        given = f"The data has {len(problems)} problems:\n" + "\n".join(f"  - {text}" for text in problems)
-    raise DataError(
-        given, allowed=allowed, option=option, next_step=next_step or "mend the data (rows count from 0)"
-    )
+        given = f"{where or 'The data'} has {len(problems)} problems:\n"
+        given += "\n".join(f"  - {text}" for text in problems)
+    raise DataError(given, allowed=allowed, option=option, next_step=next_step or "mend the data (rows count from 0)")

@@ -84,9 +84,7 @@ def _read(source: Any) -> Table:
     if _is_column(source):
         columns, modality = _inputs_as_columns(source)
         return Table(pd.DataFrame(columns), "the inputs", input=tuple(columns), modality=modality)
-    raise DataError(
-        f"Data of the type {type(source).__name__} cannot be read.", allowed=ACCEPTED, option="data"
-    )
+    raise DataError(f"Data of the type {type(source).__name__} cannot be read.", allowed=ACCEPTED, option="data")
 
 
 def _is_column(value: Any) -> bool:
@@ -151,9 +149,7 @@ def _read_image_folder(folder: Path) -> Table:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))
-    )
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__")))
 
 
 def _images(folder: Path, *, deep: bool) -> list[Path]:
@@ -217,9 +213,7 @@ def _from_columns(columns: Mapping[Any, Any]) -> Table:
             allowed="a dict of columns of equal length",
             option="data",
         )
-    return Table(
-        pd.DataFrame({name: _cells(column) for name, column in columns.items()}), "the dict of columns"
-    )
+    return Table(pd.DataFrame({name: _cells(column) for name, column in columns.items()}), "the dict of columns")
 
 
 def _from_pair(inputs: Any, targets: Any) -> Table:
@@ -231,9 +225,7 @@ def _from_pair(inputs: Any, targets: Any) -> Table:
     raise_all(problems, option="data", allowed="a pair (inputs, targets) of equal length")
     columns, modality = _inputs_as_columns(inputs)
     frame = pd.DataFrame({**columns, "target": _cells(targets)})
-    return Table(
-        frame, "the pair (inputs, targets)", input=tuple(columns), target="target", modality=modality
-    )
+    return Table(frame, "the pair (inputs, targets)", input=tuple(columns), target="target", modality=modality)
 
 
 def _cells(column: Any) -> pd.Series:
@@ -268,9 +260,7 @@ def _inputs_as_columns(inputs: Any) -> tuple[dict[str, Any], Modality | None]:
             raise DataError(
                 f"The inputs are pairs of texts, but row {odd[0]} is {cells[odd[0]]!r}.", option="data"
             )  # fmt: skip
-        return {
-            name: _cells([cell[at] for cell in cells]) for at, name in enumerate(("first", "second"))
-        }, "text"
+        return {name: _cells([cell[at] for cell in cells]) for at, name in enumerate(("first", "second"))}, "text"
     column = _cells(cells)
     if isinstance(first, str):
         paths = all(isinstance(cell, str) and is_image_path(cell) for cell in cells)

@@ -55,14 +55,10 @@ def check_names(names: list[Any], where: str) -> None:
     """Raise DataError for column names that occur twice or are no text."""
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise DataError(
-            f"{where} has more than one column named {listed(twice)}.", next_step="rename columns"
-        )
+        raise DataError(f"{where} has more than one column named {listed(twice)}.", next_step="rename columns")
     other = [name for name in names if not isinstance(name, str)]
     if other:
-        raise DataError(
-            f"{where} has column names that are no text: {listed(other)}.", next_step="rename columns"
-        )
+        raise DataError(f"{where} has column names that are no text: {listed(other)}.", next_step="rename columns")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -91,13 +87,9 @@ def _read_text(path: Path) -> tuple[bytes, str]:
         ) from error
     if "\x00" in text:
         line = text.count("\n", 0, text.index("\x00")) + 1
-        raise DataError(
-            f"'{path}' holds a NUL byte in line {line}: it is no text file.", next_step="check the file"
-        )
+        raise DataError(f"'{path}' holds a NUL byte in line {line}: it is no text file.", next_step="check the file")
     if not text.strip():
-        raise DataError(
-            f"'{path}' is empty: it holds white space only.", next_step="check how it was written"
-        )
+        raise DataError(f"'{path}' is empty: it holds white space only.", next_step="check how it was written")
     return content, text
 
 
@@ -116,9 +108,7 @@ def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
     unnamed = [str(at) for at, name in enumerate(names) if not name]
     # pandas writes its index as a first column without a name; that one is told apart, others are mistakes.
     if unnamed and unnamed != ["0"]:
-        raise DataError(
-            f"'{path}' has columns without a name, at {', '.join(unnamed)}.", next_step="name them"
-        )
+        raise DataError(f"'{path}' has columns without a name, at {', '.join(unnamed)}.", next_step="name them")
     ragged: list[Any] = []
 
     def skip(row: Any) -> str:
@@ -140,9 +130,7 @@ def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
             ),
         )  # fmt: skip
     except pa.ArrowInvalid as error:
-        raise DataError(
-            f"'{path}' cannot be read as CSV: {error}", next_step="check quotes and delimiters"
-        ) from error
+        raise DataError(f"'{path}' cannot be read as CSV: {error}", next_step="check quotes and delimiters") from error
     if ragged:
         # The reader counts the header and, like this message, no empty lines.
         shown = "; ".join(
@@ -153,7 +141,8 @@ def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
             f"'{path}' has {len(names)} columns, but {shown}{more} (rows count from 0, below the header).",
             next_step="quote cells that hold the delimiter or a line break, and close every quote",
         )
-    return table.to_pandas()
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -220,7 +209,8 @@ def _read_arrow(path: Path) -> pd.DataFrame:
 def _from_arrow(table: pa.Table) -> pd.DataFrame:
     check_names(table.column_names, "the table")
     # Whole numbers beside a null stay whole numbers: they may be class names.
-    return table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+    frame: pd.DataFrame = table.to_pandas(integer_object_nulls=True, ignore_metadata=True)
+    return frame
 
 
 def _read_npz(path: Path) -> pd.DataFrame:
@@ -228,16 +218,12 @@ def _read_npz(path: Path) -> pd.DataFrame:
     with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in arrays.files}
     if "X" not in found:
-        raise DataError(
-            f"'{path}' has no array X.", allowed="X (N, D) and y (N,)", next_step="rename its arrays"
-        )
+        raise DataError(f"'{path}' has no array X.", allowed="X (N, D) and y (N,)", next_step="rename its arrays")
     rows = len(found["X"])
     wrong = [name for name, array in found.items() if array.ndim == 0 or len(array) != rows]
     wrong += [name for name, array in found.items() if name != "X" and array.ndim != 1]
     if wrong:
-        raise DataError(
-            f"'{path}': {listed(wrong)} do not have the shape ({rows},) of one value for each row of X."
-        )
+        raise DataError(f"'{path}': {listed(wrong)} do not have the shape ({rows},) of one value for each row of X.")
     columns: dict[str, Any] = {"X": list(found.pop("X"))}
     columns.update(found)
     return pd.DataFrame(columns)

@@ -47,17 +47,13 @@ def natural_key(name: str) -> tuple[Any, ...]:
     )
 
 
-def encode_targets(
-    column: pd.Series, name: str, kind: Kind | None, rows: Rows, problems: list[str]
-) -> Targets:
+def encode_targets(column: pd.Series, name: str, kind: Kind | None, rows: Rows, problems: list[str]) -> Targets:
     """Values of the target column ``name``; mistakes are added to ``problems``, with their rows."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
     cells = np.empty(len(column), dtype=object)
     cells[:] = column.to_list()
-    labelled = column.notna().to_numpy() & np.array(
-        [not (isinstance(c, str) and not c.strip()) for c in cells]
-    )
+    labelled = column.notna().to_numpy() & np.array([not (isinstance(c, str) and not c.strip()) for c in cells])
     known = np.flatnonzero(labelled)
     nothing = Targets(kind or "classification", (), np.zeros(len(cells), np.int64), labelled)
     if not len(known):
@@ -90,17 +86,13 @@ def encode_targets(
             )
     if kind == "regression":
         if numbers is None:
-            problems.append(
-                f"target '{name}' holds texts (such as {values[0]!r}), which no regression can predict"
-            )
+            problems.append(f"target '{name}' holds texts (such as {values[0]!r}), which no regression can predict")
             return nothing
         regression = np.full(len(cells), np.nan)
         regression[known] = numbers
         return Targets("regression", (), regression, labelled, warnings)
     whole = numbers is not None and bool((numbers == np.round(numbers)).all())
-    labels = (
-        [str(int(value)) for value in numbers] if whole and numbers is not None else [str(v) for v in values]
-    )
+    labels = [str(int(value)) for value in numbers] if whole and numbers is not None else [str(v) for v in values]
     classes = tuple(sorted(set(labels), key=natural_key))
     index = {label: position for position, label in enumerate(classes)}
     codes = np.full(len(cells), -1, dtype=np.int64)
@@ -140,7 +132,8 @@ def _numbers_of_texts(
         else:
             fewer = no_number if len(no_number) <= len(known) / 2 else known[is_number]
             problems.append(
-                f"target '{name}' mixes {int(is_number.sum()):,} numbers with {len(no_number):,} other texts ({shown}); "
+                f"target '{name}' mixes {int(is_number.sum()):,} numbers with {len(no_number):,} other texts"
+                f" ({shown}); "
                 f"the fewer are in: {rows.some(fewer)}; set kind to classification if all are class names"
             )
         return None
@@ -153,9 +146,7 @@ def _mixed(values: Array, known: Array, name: str, rows: Rows) -> str:
     kinds = np.array([_type_name(value) for value in values])
     counts = Counter(kinds.tolist()).most_common()
     if len(counts) == 1:
-        return (
-            f"target '{name}' holds values of the type {counts[0][0]}, which are neither classes nor numbers"
-        )
+        return f"target '{name}' holds values of the type {counts[0][0]}, which are neither classes nor numbers"
     rare = known[kinds != counts[0][0]]
     shown = ", ".join(f"{count:,} {kind}" for kind, count in counts)
     return f"target '{name}' mixes types ({shown}); not {counts[0][0]}: {rows.some(rare)}"
@@ -176,7 +167,5 @@ def _look_alikes(classes: tuple[str, ...]) -> list[str]:
         if plain in seen:
             warnings.append(f"the classes '{seen[plain]}' and '{name}' differ only in case or spaces")
         seen.setdefault(plain, name)
-    doubtful = [
-        name for name in classes if _NOT_FINITE.fullmatch(name) or name.lower() in ("none", "null", "n/a")
-    ]
+    doubtful = [name for name in classes if _NOT_FINITE.fullmatch(name) or name.lower() in ("none", "null", "n/a")]
     return warnings + [f"'{name}' is read as a class, not as an empty target" for name in doubtful]
