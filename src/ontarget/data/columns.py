@@ -79,15 +79,17 @@ def _cell_kind(column: pd.Series) -> str:
     if kind == "string":
         if all(map(is_image_path, cells)):
             return "image"
-        filled = cells[cells.astype(object).map(str.strip) != ""]
+        filled = [cell for cell in cells.to_list() if cell.strip()]
         for part in (filled[:1000], filled):  # the first rows tell most texts from numbers
-            if not len(part) or pd.to_numeric(part, errors="coerce").isna().any():
+            if not part or pd.to_numeric(pd.Series(part, dtype=object), errors="coerce").isna().any():
                 return "text"
         return "number"
     if kind in ("integer", "floating", "mixed-integer-float", "boolean", "decimal"):
         return "number"
     if all(map(is_image, cells)):
         return "image"
+    if any(isinstance(cell, str) for cell in cells):
+        return "text"  # the other cells are mistakes, told with their rows
     if all(isinstance(cell, (list, tuple, np.ndarray)) for cell in cells):
         return "number"
     return "other"

@@ -6,6 +6,7 @@ same input), and depend on the data and the seed alone.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -141,8 +142,9 @@ def make_folds(strata: Array, units: Array, *, seed: int, most: int = FOLDS) -> 
     folds = np.zeros(len(strata), dtype=np.int64)
     filled: list[Counter[int]] = [Counter() for _ in range(count)]
     totals = [0] * count
-    order = rng.permutation(len(members))
-    for unit in sorted(order.tolist(), key=lambda unit: -len(members[unit])):  # large ones first, else as shuffled
+    order = rng.permutation(len(members)).tolist()
+    # Large ones first, while there is room to even out; then class by class, which evens out the totals.
+    for unit in sorted(order, key=lambda unit: (-len(members[unit]), strata[members[unit][0]])):
         part = parts[unit]
         fold = min(range(count), key=lambda at: (sum(filled[at][s] * n for s, n in part.items()), totals[at], at))
         folds[members[unit]] = fold
@@ -155,4 +157,4 @@ def _members(units: Array) -> list[Array]:
     """Rows of each unit."""
     order = np.argsort(units, kind="stable")
     edges = [0, *(np.flatnonzero(np.diff(units[order])) + 1).tolist(), len(order)]
-    return [order[start:stop] for start, stop in zip(edges, edges[1:]) if stop > start]
+    return [order[start:stop] for start, stop in itertools.pairwise(edges) if stop > start]

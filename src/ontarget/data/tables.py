@@ -104,11 +104,11 @@ def _read_delimited(path: Path, delimiter: str) -> pd.DataFrame:
     header = next(row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if row)
     names = [name.strip() for name in header]
     del text
-    check_names(names, f"'{path}'")
     unnamed = [str(at) for at, name in enumerate(names) if not name]
     # pandas writes its index as a first column without a name; that one is told apart, others are mistakes.
     if unnamed and unnamed != ["0"]:
         raise DataError(f"'{path}' has columns without a name, at {', '.join(unnamed)}.", next_step="name them")
+    check_names(names, f"'{path}'")
     ragged: list[Any] = []
 
     def skip(row: Any) -> str:

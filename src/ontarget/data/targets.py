@@ -1,7 +1,8 @@
 """The target column: what kind of task it makes, which rows are unlabelled, and its values as numbers.
 
-Rule for the kind, where the user does not say: texts and booleans are classes. Numbers are classes if all of them
-are whole, there are at most 20 different ones, and each occurs twice on average (choice); else a regression.
+Rule for the kind, where the user does not say: texts and booleans are classes. Numbers are classes if all of
+them are whole and there are at most 20 different ones, each of which occurs twice on average, or two at most
+(choice); else the task is a regression.
 An absent or empty cell makes an unlabelled row. The words nan and inf, and infinite numbers, are mistakes.
 """
 
@@ -103,7 +104,7 @@ def encode_targets(column: pd.Series, name: str, kind: Kind | None, rows: Rows, 
 def _are_classes(numbers: Array) -> bool:
     different = len(np.unique(numbers))
     whole = bool((numbers == np.round(numbers)).all())
-    return whole and different <= MAX_NUMBER_CLASSES and 2 * different <= len(numbers)
+    return whole and different <= MAX_NUMBER_CLASSES and (different <= 2 or 2 * different <= len(numbers))
 
 
 def _numbers_of_texts(
