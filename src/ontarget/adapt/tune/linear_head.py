@@ -28,7 +28,9 @@ from ontarget.adapt.tune.held_out import (
 from ontarget.adapt.tune.logistic import class_weights, logistic_path
 from ontarget.values import Array
 
-L2_GRID: tuple[float, ...] = tuple(float(f"{10 ** (at / 2):.3g}") for at in range(13))  # 1 .. 1e6 (choice)
+L2_GRID: tuple[float, ...] = tuple(float(f"{10 ** (at / 2):.3g}") for at in range(11))  # 1 .. 1e5 (choice)
+SMALL_ROWS = 2_000
+UNEVEN = 10.0  # a spread this many times the median one marks columns of different units (choice)
 ClassWeight = Literal["balanced", "metric"] | None
 
 
@@ -69,9 +71,10 @@ def linear_head(
     metric: str | None = None,
     l2_grid: Sequence[float] = L2_GRID,
     class_weight: ClassWeight = "metric",
+    scaling: Literal["soft", "standard"] = "soft",
     folds: Array | None = None,
     validation: tuple[Array, Array] | None = None,
-    tolerance: float = 0.03,
+    tolerance: float | None = None,
 ) -> LinearHead:
     """Fit a head whose L2 strength scores best on held-out rows.
 
@@ -82,10 +85,12 @@ def linear_head(
     metric: what held-out rows are scored by; "accuracy" or "r2" by default. Ties are settled by the log loss.
     class_weight: "balanced" gives classes equal weight, None rows; "metric" balances unless the metric is
         accuracy.
+    scaling: "standard" gives every column variance 1; "soft" only where their spreads differ much, see `_Axes`.
     folds: (N,) fold of each row: strengths are judged out of fold, then the head is fitted on all rows.
     validation: (features, targets) that judge instead; the head is then fitted on the training rows alone.
         With neither, five stratified folds are made.
-    tolerance: see `logistic_path`.
+    tolerance: see `logistic_path`; by default 0.001 up to SMALL_ROWS rows, in float64, and 0.03 in float32
+        beyond (choice: with few rows strong penalties win, and there a loose fit is all bias).
     Raises DataError: shapes that do not fit, values that are not finite. SettingError: an empty or negative
         grid.
     """
@@ -94,27 +99,31 @@ def linear_head(
     grid = check_grid(l2_grid)
     if validation is None and (folds is None or len(folds) == 0):
         folds = make_folds(targets, kind=kind)
-    axes = _Axes.of(features)
+    small = len(features) <= SMALL_ROWS
+    if tolerance is None:
+        tolerance = 0.001 if small else 0.03
+    axes = _Axes.of(features, scaling)
     design = axes.project(features)
     balanced = class_weight == "balanced" or (class_weight == "metric" and metric != "accuracy")
 
-    def path(
-        design: Array, targets: Array, strengths: Sequence[float]
-    ) -> Iterator[tuple[float, Array, Array]]:
+    def path(design: Array, targets: Array, strengths: Sequence[float]) -> Iterator[tuple[float, Array, Array]]:
         if kind == "regression":
             return ridge_path(design, targets, l2_grid=strengths)
         weights = class_weights(targets, outputs=outputs, balanced=balanced)
-        narrow = design.astype(np.float32)
         return logistic_path(
-            narrow, targets, outputs=outputs, l2_grid=strengths, row_weights=weights, tolerance=tolerance
+            design if small else design.astype(np.float32),
+            targets,
+            outputs=outputs,
+            l2_grid=strengths,
+            row_weights=weights,
+            tolerance=tolerance,
         )
 
     if validation is not None:
         held, held_targets = check_rows(*validation, outputs=outputs, kind=kind)
         held_design = axes.project(held)
         walk = (
-            (l2, scored(held_design, weight, bias), weight, bias)
-            for l2, weight, bias in path(design, targets, grid)
+            (l2, scored(held_design, weight, bias), weight, bias) for l2, weight, bias in path(design, targets, grid)
         )
         best = choose(walk, metric, held_targets)
         weight, bias = best.weight, best.bias
@@ -126,9 +135,7 @@ def linear_head(
     return LinearHead(weight, bias, best.l2, best.scores, best.value, best.path)
 
 
-def ridge_path(
-    design: Array, targets: Array, *, l2_grid: Sequence[float]
-) -> Iterator[tuple[float, Array, Array]]:
+def ridge_path(design: Array, targets: Array, *, l2_grid: Sequence[float]) -> Iterator[tuple[float, Array, Array]]:
     """Yield (l2, weight (1, R), bias (1,)), strongest first: closed-form ridge, standardised targets."""
     centre, middle = design.mean(axis=0), float(targets.mean())
     spread = float(targets.std()) or 1.0
@@ -142,17 +149,25 @@ def ridge_path(
 
 @dataclass(frozen=True)
 class _Axes:
-    """Standardisation and rotation to principal axes: x -> (x - mean) / std @ rotation."""
+    """Scaling and rotation to principal axes: x -> (x - mean) / std @ rotation.
+
+    Columns of different units are standardised. Columns of like spread, as networks give them, are brought half
+    way there: their spread tells something, and with few rows is known badly. On five text sets with MiniLM,
+    out-of-fold choice of the strength: 65.8% against 65.5% at 8 rows a class, 78.2% against 77.6% at 64.
+    """
 
     mean: Array
     std: Array
     rotation: Array
 
     @classmethod
-    def of(cls, features: Array) -> _Axes:
+    def of(cls, features: Array, scaling: str) -> _Axes:
         mean, std = features.mean(axis=0), features.std(axis=0)
         # A constant column tells nothing: it becomes zero, and so does its weight.
-        std = np.where(std > 1e-10 * np.maximum(1.0, np.abs(mean)), std, np.inf)
+        varies = std > 1e-10 * np.maximum(1.0, np.abs(mean))
+        if scaling == "soft" and varies.any() and std.max() < UNEVEN * np.median(std[varies]):
+            std = np.sqrt(std * np.sqrt(np.mean(std[varies] ** 2)))
+        std = np.where(varies, std, np.inf)
         standardised = (features - mean) / std
         rows, width = standardised.shape
         if width <= rows:

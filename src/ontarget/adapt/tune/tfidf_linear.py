@@ -87,7 +87,7 @@ def tfidf_linear(
     """Fit vocabulary, weights and L2 strength. Arguments and choice of the strength as in `linear_head`.
 
     texts: N texts or pairs of texts. max_terms: the terms that occur in most rows are kept.
-    tolerance: see `logistic_path`; by default 0.3, and 1 from LARGE_ENTRIES non-zero entries on (choice).
+    tolerance: see `logistic_path`; by default from 0.01 for few rows to 1 from LARGE_ENTRIES entries on (choice).
     Vocabulary and document frequencies come from all of ``texts``, also under ``folds``: they see no targets.
     Raises DataError: no term at all; see `linear_head` for the rest.
     """
@@ -106,7 +106,7 @@ def tfidf_linear(
     }
     preprocess, design = fit_terms(texts, settings, max_terms=max_terms)
     if tolerance is None:
-        tolerance = 0.3 if design.nnz < LARGE_ENTRIES else 1.0
+        tolerance = 0.01 if design.nnz < LARGE_ENTRIES / 20 else 0.3 if design.nnz < LARGE_ENTRIES else 1.0
     balanced = class_weight == "balanced" or (class_weight == "metric" and metric != "accuracy")
 
     def path(design: Any, targets: Array, strengths: Sequence[float]) -> Iterator[tuple[float, Array, Array]]:
