@@ -62,9 +62,7 @@ def out_of_fold(
 ) -> Iterator[tuple[float, Array, Array, Array]]:
     """Walk the paths of all folds side by side: (l2, out-of-fold scores (N, outputs), -, -)."""
     if len(folds) != len(targets) or len(np.unique(folds)) < 2:
-        raise DataError(
-            f"folds needs one entry a row and two folds or more, got {len(folds)} for {len(targets)} rows."
-        )
+        raise DataError(f"folds needs one entry a row and two folds or more, got {len(folds)} for {len(targets)} rows.")
     parts = [(np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)) for fold in np.unique(folds)]
     paths = [path(design[train], targets[train], grid) for _, train in parts]
     for steps in zip(*paths):
@@ -96,9 +94,7 @@ def check_rows(features: Array, targets: Array, *, outputs: int, kind: str) -> t
     """Features (N, D) as float64 and targets as int64 or float64, or a DataError that says what is wrong."""
     features = np.asarray(features, dtype=np.float64)
     if features.ndim != 2 or len(features) != len(targets) or len(features) == 0:
-        raise DataError(
-            f"Expected features (N, D) and N targets, got {features.shape} and {np.shape(targets)}."
-        )
+        raise DataError(f"Expected features (N, D) and N targets, got {features.shape} and {np.shape(targets)}.")
     broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(broken):
         raise DataError(f"Features of row {int(broken[0])} hold NaN or infinity.")

@@ -75,9 +75,7 @@ def logistic_path(
                 own = logits[rows, codes]
                 np.exp(logits, out=logits)
                 sums = logits.sum(axis=1)
-                value = np.sum(row_weights * (np.log(sums) - own), dtype=np.float64) + l2 / 2 * np.sum(
-                    weight**2
-                )
+                value = np.sum(row_weights * (np.log(sums) - own), dtype=np.float64) + l2 / 2 * np.sum(weight**2)
                 logits *= (row_weights / sums)[:, None]
                 logits[rows, codes] -= row_weights
                 gradient = np.empty_like(unscaled)
