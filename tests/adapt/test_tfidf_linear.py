@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from ontarget.adapt.tune.tfidf_linear import fit_terms, network_from_state, tfidf_linear, to_sparse
+from ontarget.adapt.tune.tfidf_linear import fit_terms, tfidf_linear, to_sparse
 from ontarget.errors import DataError
 from ontarget.runtime.preprocess import InputError, terms
 
@@ -116,30 +116,6 @@ def test_max_terms_keeps_the_most_frequent() -> None:
     frequency = np.sort(np.bincount(full.indices))[::-1]
     np.testing.assert_array_equal(np.bincount(matrix.indices), frequency[:50])
     assert tfidf_linear(texts, targets, outputs=2, kind="classification", max_terms=50).terms == 50
-
-
-def test_network_rebuilds_and_exports(tmp_path) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    texts, targets = reviews(60)
-    ours = tfidf_linear(texts, targets, outputs=2, kind="classification")
-    network = network_from_state(ours.network.state_dict())
-    tensors = ours.preprocess(texts[:5])
-    np.testing.assert_array_equal(predicted(network, tensors), predicted(ours.network, tensors))
-    rows, length = torch.export.Dim("rows"), torch.export.Dim("length")
-    program = torch.onnx.export(
-        network,
-        tuple(torch.from_numpy(value) for value in tensors.values()),
-        input_names=["indices", "values"],
-        dynamic_shapes={"indices": {0: rows, 1: length}, "values": {0: rows, 1: length}},
-        dynamo=True,
-        verbose=False,
-    )
-    program.save(tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
-    for sample in (texts[:1], texts[7:30]):
-        tensors = ours.preprocess(sample)
-        np.testing.assert_allclose(session.run(None, tensors)[0], predicted(network, tensors), atol=1e-5)
 
 
 @settings(max_examples=150, deadline=None)
