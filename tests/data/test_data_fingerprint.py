@@ -21,7 +21,7 @@ def test_texts_and_pairs(first, second):
 
 
 arrays = st.builds(
-    lambda values, columns, dtype: np.array(values[: len(values) // columns * columns]).reshape(-1, columns).astype(dtype),
+    lambda values, columns, dtype: np.array(values[: len(values) // columns * columns], dtype).reshape(-1, columns),
     st.lists(st.integers(-3, 3), min_size=4, max_size=8), st.integers(1, 3), st.sampled_from(["f4", "f8", "i8"]),
 )  # fmt: skip
 

@@ -102,7 +102,7 @@ def test_splits_are_a_partition_and_part_neither_groups_nor_equal_inputs(rows, s
     assert all(rows[row][1] is None for row in found["unlabelled"].rows)
     for key in (0, 2) if grouped else (0,):
         kept = [{rows[row][key] for row in found[name].rows} for name in ("train", "validation", "test")]
-        assert not (kept[0] & kept[2] or kept[0] & kept[1] or kept[1] & kept[2])
+        assert sum(map(len, kept)) == len(set.union(*kept))
         for value in kept[0]:
             assert len({fold for fold, row in zip(data.folds, data.train.rows) if rows[row][key] == value}) <= 1
     again = load(wanted)
@@ -345,7 +345,7 @@ def test_bad_features_are_named():
         load(Task(data=frame, input=("a", "b"), target="label", modality="features"))
     assert "column 'a'" in str(caught.value)
     assert "row 1, 3" in str(caught.value)
-    with pytest.raises(DataError, match="vectors of .* numbers"):
+    with pytest.raises(DataError, match=r"vectors of .* numbers"):
         load(Task(data=([[1.0, 2.0], [1.0]], [0, 1])))
     with pytest.raises(DataError, match="different numbers of features"):
         load(Task(data=(np.eye(8), [0, 1] * 4), test=(np.ones((2, 3)), [0, 1])))

@@ -33,26 +33,39 @@ def near_texts(texts: Sequence[str], sketch: Array, left: Array, right: Array) -
     Texts of fewer than 5 bytes have no near-duplicates.
     """
     pairs = _candidates(sketch, left, right)
-    best: dict[int, tuple[float, int]] = {}
+    agreement = np.zeros(len(pairs))
     for start in range(0, len(pairs), 1 << 17):
         part = pairs[start : start + (1 << 17)]
-        agreement = (sketch[part[:, 0]] == sketch[part[:, 1]]).mean(axis=1)
-        # The agreement estimates the Jaccard index with a deviation of at most 0.06.
-        likely = agreement >= JACCARD - 0.2
-        for (at, to), value in zip(part[likely].tolist(), agreement[likely].tolist(), strict=True):
-            if value > best.get(to, (0.0, 0))[0]:
-                best[to] = (value, at)
-    return [(at, to) for to, (_, at) in sorted(best.items()) if jaccard(texts[at], texts[to]) >= JACCARD]
+        agreement[start : start + len(part)] = (sketch[part[:, 0]] == sketch[part[:, 1]]).mean(axis=1)
+    # The agreement estimates the Jaccard index with a deviation of at most 0.06.
+    best = _best(pairs, np.where(agreement >= JACCARD - 0.2, agreement, 0.0))
+    return [(at, to) for at, to in best if jaccard(texts[at], texts[to]) >= JACCARD]
+
+
+def _best(pairs: Array, likeness: Array) -> list[tuple[int, int]]:
+    """Of each right row's pairs the one of the greatest likeness above 0."""
+    order = np.lexsort((pairs[:, 0], -likeness, pairs[:, 1]))
+    order = order[likeness[order] > 0]
+    first = np.unique(pairs[order, 1], return_index=True)[1]
+    return [(int(at), int(to)) for at, to in pairs[order[first]]]
 
 
 def jaccard(first: str, second: str) -> float:
     """Exact Jaccard index of two texts' sets of 5-byte shingles; 0 where both have none."""
-    sets = []
-    for text in (first, second):
-        content = text.encode("utf-8", "surrogatepass")
-        sets.append({content[at : at + SHINGLE] for at in range(len(content) - SHINGLE + 1)})
-    union = len(sets[0] | sets[1])
-    return len(sets[0] & sets[1]) / union if union else 0.0
+    one, other = (np.unique(_shingles(text.encode("utf-8", "surrogatepass"))) for text in (first, second))
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    union = len(one) + len(other) - shared
+    return shared / union if union else 0.0
+
+
+def _shingles(content: bytes) -> Array:
+    """(bytes - 4,) uint64: each run of 5 bytes as one number."""
+    letters = np.frombuffer(content, dtype=np.uint8)
+    count = max(0, len(letters) - SHINGLE + 1)
+    shingles = np.zeros(count, dtype=np.uint64)
+    for at in range(SHINGLE):
+        shingles = (shingles << np.uint64(8)) | letters[at : at + count]
+    return shingles
 
 
 def sketches(texts: Sequence[str]) -> Array:
@@ -71,13 +84,10 @@ def sketches(texts: Sequence[str]) -> Array:
 
 
 def _fill(sketch: Array, content: bytes, sizes: Array) -> None:
-    letters = np.frombuffer(content, dtype=np.uint8)
-    count = len(letters) - SHINGLE + 1
-    if count <= 0:
+    shingles = _shingles(content)
+    count = len(shingles)
+    if not count:
         return
-    shingles = np.zeros(count, dtype=np.uint64)
-    for at in range(SHINGLE):
-        shingles = (shingles << np.uint64(8)) | letters[at : at + count]
     row = np.repeat(np.arange(len(sizes)), sizes)
     inside = row[:count] == row[SHINGLE - 1 :]  # shingles that do not run into the next text
     hashed = _mix(shingles[inside])
@@ -148,15 +158,12 @@ def near_images(looks: Looks, left: Array, right: Array, *, window: int = 8) -> 
             close = _different_bits(hashes[candidates], hashes[held]) <= HAMMING
             found.append(np.stack([candidates[close], held[close]], axis=1))
     pairs = np.unique(np.concatenate(found), axis=0)
-    best: dict[int, tuple[float, int]] = {}
+    likeness = np.zeros(len(pairs))
     for start in range(0, len(pairs), 1 << 16):
         part = pairs[start : start + (1 << 16)]
-        first_grey = thumbnails[part[:, 0]].astype(np.float32)
-        second_grey = thumbnails[part[:, 1]].astype(np.float32)
-        for (at, to), value in zip(part.tolist(), _likeness(first_grey, second_grey).tolist(), strict=True):
-            if value > best.get(to, (0.0, 0))[0]:
-                best[to] = (value, at)
-    return [(at, to) for to, (_, at) in sorted(best.items())]
+        greys = (thumbnails[part[:, side]].astype(np.float32) for side in (0, 1))
+        likeness[start : start + len(part)] = _likeness(*greys)
+    return _best(pairs, likeness)
 
 
 def _different_bits(first: Array, second: Array) -> Array:
