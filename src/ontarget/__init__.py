@@ -11,7 +11,7 @@ _PUBLIC = {
     "Limits": "ontarget.task",
     "OnTargetError": "ontarget.errors",
     "Task": "ontarget.task",
-    "fit": "ontarget.fit",
+    "fit": "ontarget.fitting",  # not fit.py: the module would take the function's name once imported
     "load_bundle": "ontarget.runtime",
     "rank": "ontarget.select.rank_sources",
 }

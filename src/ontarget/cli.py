@@ -126,8 +126,8 @@ def fit(
 
     `ontarget fit --resume runs/reviews`
     """
-    from ontarget.fit import fit as fit_task
-    from ontarget.fit import resume as resume_run
+    from ontarget.fitting import fit as fit_task
+    from ontarget.fitting import resume as resume_run
     from ontarget.progress import console_progress
 
     with console_progress(quiet) as progress:
@@ -266,7 +266,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run")]) -> None
 
     `ontarget report runs/reviews`
     """
-    from ontarget.fit import rebuild_report
+    from ontarget.fitting import rebuild_report
 
     rebuild_report(run).print_summary()
 

@@ -33,6 +33,11 @@ def test_jaccard_by_hand():
     # "abcdef" has the shingles abcde, bcdef; "abcdeg" has abcde, bcdeg: one of three is shared.
     assert jaccard("abcdef", "abcdeg") == 1 / 3
     assert jaccard("abc", "abc") == 0.0
+    # The same for long texts: 8 words of 100 different letters, of which one word differs.
+    words = ["".join(chr(0x100 + 100 * word + at) for at in range(100)) for word in range(9)]
+    long, other = " ".join(words[:8]), " ".join([*words[1:8], words[8]])
+    sets = [{(e := t.encode())[at : at + 5] for at in range(len(t.encode()) - 4)} for t in (long, other)]
+    assert jaccard(long, other) == len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
 def test_sketches_estimate_the_jaccard_index():

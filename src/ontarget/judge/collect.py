@@ -19,6 +19,7 @@ def collect_evidence(
 
     The scores are stored before anything is computed from them: a run that is killed here does not score again.
     """
+    from ontarget.adapt.predict import predict_scores
     from ontarget.judge.evidence import judge
     from ontarget.runtime import load_bundle
 
@@ -29,7 +30,11 @@ def collect_evidence(
     else:
         scores = {"bundle": load_bundle(run.path / "bundle").scores(data.test.inputs)}
         for name, number in baseline_trials(run).items():
-            scores[name] = _trial_scores(assemble, number, data, context)
+            if name == "majority":  # the same scores for every row, as on validation rows
+                scores[name] = np.repeat(run.trial_scores(number)[:1], len(data.test), axis=0)
+            else:
+                preprocess, network = assemble(number)
+                scores[name] = predict_scores(network, preprocess, data.test.inputs, context=context)
         zero_shot = _zero_shot(run, data, task, context)
         if zero_shot is not None:
             scores["zero-shot"] = zero_shot
@@ -59,15 +64,6 @@ def baseline_trials(run: RunFolder) -> dict[str, int]:
         [t for t in complete if t["method"] == "linear_head" and not t["source"].startswith("control:")],
     )
     return names
-
-
-def _trial_scores(assemble: Callable[[int], tuple[Any, Any]], number: int, data: TargetData, context: Context) -> Array:
-    from ontarget.adapt.predict import predict_scores
-
-    preprocess, network = assemble(number)
-    if preprocess is None:  # the constant
-        return np.repeat(network.reshape(1, -1), len(data.test), axis=0)
-    return predict_scores(network, preprocess, data.test.inputs, context=context)
 
 
 def _zero_shot(run: RunFolder, data: TargetData, task: Task, context: Context) -> Array | None:

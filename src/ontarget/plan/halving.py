@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +31,11 @@ class SearchSpace:
     """What may be varied.
 
     defaults: recipes that are tried first, as they are. choices: setting -> allowed values; ranges: setting ->
-    (low, high), searched on a logarithmic scale. anchors: the sources that recipes may start from.
+    (low, high), searched on a logarithmic scale. starts: (source, mode) pairs that recipes may start from.
     """
 
     defaults: tuple[Recipe, ...]
-    anchors: tuple[str, ...]
+    starts: tuple[tuple[str, str], ...]
     choices: Mapping[str, tuple[Any, ...]]
     ranges: Mapping[str, tuple[float, float]]
     total_epochs: int
@@ -95,6 +96,7 @@ def tune(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     study = optuna.create_study(
         study_name="tune",
         storage=storage or f"sqlite:///{run.path / 'study.db'}",
@@ -179,11 +181,14 @@ def _proposals(
     proposals = []
     for at in range(len(defaults) or CONFIGURATIONS):
         # Fixed rather than enqueued: an enqueued trial would outlive a process that dies here.
-        fixed = {"source": defaults[at].source, **defaults[at].settings} if defaults else {}
+        fixed: dict[str, Any] = {}
+        if defaults:
+            fixed = {**defaults[at].settings, "start": f"{defaults[at].source}|{defaults[at].settings['mode']}"}
         study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
         trial = study.ask()
-        settings: dict[str, Any] = {}
-        source = trial.suggest_categorical("source", list(space.anchors))
+        start = trial.suggest_categorical("start", ["|".join(pair) for pair in space.starts])
+        source, _, mode = start.rpartition("|")
+        settings: dict[str, Any] = {"mode": mode}
         for name, values in space.choices.items():
             settings[name] = trial.suggest_categorical(name, list(values))
         for name, (low, high) in space.ranges.items():

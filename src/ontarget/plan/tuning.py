@@ -24,23 +24,21 @@ def total_epochs(rows: int) -> int:
     return 3 if rows >= 5000 else 4 if rows >= 2000 else 6 if rows >= 600 else 10
 
 
-def search_space(data: TargetData, anchors: Sequence[str]) -> SearchSpace:
-    """Modes, learning rate, optimizer, batch size and, for images, RandAugment, from the given sources."""
+def search_space(data: TargetData, starts: Sequence[tuple[str, str]]) -> SearchSpace:
+    """Learning rate, optimizer, batch size and, for images, RandAugment, from the given (source, mode) pairs."""
     batch = 16 if len(data.train) < 2000 else 32
     base: dict[str, Any] = {"optimizer": "adamw", "batch_size": batch, "class_weight": "none"}
     if data.modality == "image":
         base["augment"] = "none"
     defaults = tuple(
         Recipe(
-            anchor,
+            source,
             "finetune",
             {**base, "mode": mode, "learning_rate": DEFAULT_LEARNING_RATE[data.modality, mode]},
         )
-        for anchor in anchors
-        for mode in MODES
+        for source, mode in starts
     )
     choices: dict[str, tuple[Any, ...]] = {
-        "mode": MODES,
         "optimizer": ("adamw", "lion"),
         "batch_size": (batch, 2 * batch),
         "class_weight": ("none", "balanced") if data.kind == "classification" else ("none",),
@@ -49,7 +47,7 @@ def search_space(data: TargetData, anchors: Sequence[str]) -> SearchSpace:
         choices["augment"] = ("none", "flip", "randaugment-1-5", "randaugment-2-9")
     return SearchSpace(
         defaults=defaults,
-        anchors=tuple(anchors),
+        starts=tuple(starts),
         choices=choices,
         ranges={"learning_rate": (1e-5, 2e-3)},
         total_epochs=total_epochs(len(data.train)),
@@ -78,6 +76,12 @@ def predict_costs(
                 continue
             costs[f"{anchor}|{mode}"] = {"seconds_per_epoch": seconds, "memory_mb": memory_mb}
     return costs
+
+
+def starts_of(costs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The (source, mode) pairs that can be trained, in the order of ``costs``."""
+    pairs = [(name.rpartition("|")[0], name.rpartition("|")[2]) for name in costs]
+    return [pair for pair in pairs if "seconds_per_epoch" in costs["|".join(pair)]]
 
 
 def predicted_seconds(

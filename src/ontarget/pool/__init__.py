@@ -11,7 +11,7 @@ __all__ = ["Source", "default_pool", "install", "load", "print_zoo", "resolve", 
 
 def load(source: Source, *, max_length: int | None = None) -> Any:
     """The source in memory, in evaluation mode: a `values.Loaded`. Raises MissingExtra, SettingError, DataError."""
-    from ontarget.pool.load import load as load_source
+    from ontarget.pool.load_source import load as load_source
 
     return load_source(source, max_length=max_length)
 

@@ -386,7 +386,7 @@ class _Work:
         self.clock.account(outcome.seconds)
 
     def _tuning(self) -> None:
-        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space
+        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space, starts_of
 
         anchors = self._best_heads(TUNED_SOURCES) if self.data.modality != "features" else []
         if not anchors:
@@ -398,6 +398,9 @@ class _Work:
             clock=self.clock,
             kind="measuring",
         )
+        if not starts_of(costs):
+            self.run.once("tuning", lambda: {"stopped": "no source can be fine-tuned"}, clock=self.clock)
+            return
         plan = self.run.once(
             "tuning-plan",
             lambda: {
@@ -415,16 +418,17 @@ class _Work:
         from ontarget.plan.halving import tune
         from ontarget.plan.rungs import RungRunner
 
+        space = search_space(self.data, starts_of(costs))
         runner = RungRunner(
             self.run, self.executor, self.data, self._job, self._store, clock=self.clock, progress=self.progress,
             predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
             memory_mb=lambda recipe: costs[f"{recipe.source}|{recipe.settings['mode']}"].get("memory_mb"),
-            total_epochs=search_space(self.data, anchors).total_epochs,
+            total_epochs=space.total_epochs,
         )  # fmt: skip
         limit_s = self.clock.elapsed_s() + plan["budget_s"]
         stopped = tune(
             self.run,
-            search_space(self.data, [anchor for anchor in anchors if _can_tune(costs, anchor)]),
+            space,
             predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
             run_rung=runner.run_rung,
             first_number=plan["first_number"],
@@ -540,10 +544,6 @@ class _Work:
         from ontarget.report.collect import collect_report
 
         return collect_report(self.run, self.request, self.clock.elapsed_s())
-
-
-def _can_tune(costs: Mapping[str, Mapping[str, Any]], anchor: str) -> bool:
-    return all("seconds_per_epoch" in entry for name, entry in costs.items() if name.startswith(f"{anchor}|"))
 
 
 __all__ = ["Run", "fit", "rebuild_report", "resume", "write_atomic"]
