@@ -16,7 +16,7 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -155,25 +155,15 @@ def package_sections(
     def build(folder: Path) -> pd.DataFrame:
         import pandas as pd
 
-        # Descriptions are joined to packages by the digest of the English text; lists come in the order of the names.
         options = packages.debian_lists(folder, [language])
         listed = packages.debian_output("apt-cache", options, "dumpavail")
-        section_of: dict[str, str] = {}
-        for fields in _stanzas(listed):
-            if "Section" in fields and "Description-md5" in fields:
-                section_of.setdefault(fields["Description-md5"], fields["Section"].rsplit("/", 1)[-1])
-        targets = packages.debian_output(
+        paths = packages.debian_output(
             "apt-get", options, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"
         )
-        rows: dict[str, tuple[str, str]] = {}
-        for path in targets.split():
-            for fields in _stanzas(packages.debian_list_text(path)):
-                text, digest = fields.get(f"Description-{language}"), fields.get("Description-md5", "")
-                if text and digest in section_of:
-                    rows.setdefault(digest, (text, section_of[digest]))
+        rows = _described(listed, map(packages.debian_list_text, paths.split()), language)
         if not rows:
             raise DataError(f"Debian has no descriptions in language '{language}'", option="language")
-        return pd.DataFrame(list(rows.values()), columns=["text", "section"])
+        return pd.DataFrame(rows, columns=["text", "section"])
 
     table = stored_table(f"package-sections-{language}", build)
     if not full:
@@ -322,6 +312,24 @@ def _target_scores(example: dict[str, Any]) -> dict[str, float]:
     scores = example["target_scores"]  # some tasks write it as the text of a Python literal
     parsed: dict[str, float] = ast.literal_eval(scores) if isinstance(scores, str) else scores
     return parsed
+
+
+def _described(listed: str, descriptions: Iterable[str], language: str) -> list[tuple[str, str]]:
+    """(description, section) pairs, joined by the digest of the English text; the first of several packages counts.
+
+    listed: Debian's list of packages. descriptions: its lists of descriptions in ``language``.
+    """
+    section_of: dict[str, str] = {}
+    for fields in _stanzas(listed):
+        if "Section" in fields and "Description-md5" in fields:
+            section_of.setdefault(fields["Description-md5"], fields["Section"].rsplit("/", 1)[-1])
+    rows: dict[str, tuple[str, str]] = {}
+    for text in descriptions:
+        for fields in _stanzas(text):
+            digest, description = fields.get("Description-md5", ""), fields.get(f"Description-{language}")
+            if description and digest in section_of:
+                rows.setdefault(digest, (description, section_of[digest]))
+    return list(rows.values())
 
 
 def _stanzas(text: str) -> Iterator[dict[str, str]]:
