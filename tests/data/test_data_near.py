@@ -36,7 +36,7 @@ def test_jaccard_by_hand():
     # The same for long texts: 8 words of 100 different letters, of which one word differs.
     words = ["".join(chr(0x100 + 100 * word + at) for at in range(100)) for word in range(9)]
     long, other = " ".join(words[:8]), " ".join([*words[1:8], words[8]])
-    sets = [{(e := t.encode())[at : at + 5] for at in range(len(t.encode()) - 4)} for t in (long, other)]
+    sets = [{t.encode()[at : at + 5] for at in range(len(t.encode()) - 4)} for t in (long, other)]
     assert jaccard(long, other) == len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
