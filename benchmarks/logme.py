@@ -17,11 +17,11 @@ import sys
 import time
 
 import numpy as np
-from record import record
 from threadpoolctl import threadpool_limits
 
 from ontarget.select.logme import logme
 from ontarget.values import Array
+from record import record
 
 SIZES = ((1_000, 384, 10), (5_000, 768, 100), (10_000, 2_048, 100))
 REPEATS = 5
@@ -80,7 +80,7 @@ def main() -> None:
                     "ratio_of_medians": ratio,
                     "official_score": scores[0],
                     "relative_difference": difference,
-                }  # fmt: skip
+                }
             )
     headline = "official / ontarget CPU-seconds " + " / ".join(f"{row['ratio_of_medians']:.2f}" for row in rows)
     name = (

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from record import record
 
 from ontarget.select.ranking import SCORES, rank_features
 from ontarget.values import Array
+from record import record
 
 LIBRARIES = ("numpy", "scipy", "sklearn", "pandas", "torch", "transformers", "PIL", "networkx")
 TEXTS = 2000

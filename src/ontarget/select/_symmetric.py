@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from scipy.linalg import lapack
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from ontarget.values import Array
 
