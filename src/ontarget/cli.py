@@ -132,7 +132,7 @@ def fit(
 
     with console_progress(quiet) as progress:
         common = _given(
-            executor=executor, ray_address=ray_address, storage=storage, threads=threads, progress=progress
+            executor=executor, ray_address=ray_address, storage=storage, progress=progress
         )
         if resume is not None:
             if data is not None:
@@ -156,7 +156,7 @@ def fit(
             limits = _given(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb)
             if budget is not None:
                 limits["budget_s"] = seconds(budget)
-            result = fit_task(data, pool=pool, run=run, device=device, **fields, **limits, **common)
+            result = fit_task(data, pool=pool, run=run, device=device, threads=threads, **fields, **limits, **common)
     result.print_summary()
 
 

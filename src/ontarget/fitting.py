@@ -99,6 +99,7 @@ def fit(
     request = load_task(data, given)
     folder = RunFolder(run if run is not None else _new_folder(request))
     known = folder.path / "task.toml"
+    loaded = None
     if not known.exists():
         from ontarget.data import load
         from ontarget.data.snapshot import storable
@@ -115,14 +116,7 @@ def fit(
             option="--run",
             next_step="choose another folder, or continue that run with --resume",
         )
-    return resume(
-        folder.path,
-        executor=executor,
-        ray_address=ray_address,
-        storage=storage,
-        threads=threads,
-        progress=progress,
-    )
+    return _continue(folder, loaded, executor, ray_address, storage, progress)
 
 
 def resume(
@@ -131,7 +125,6 @@ def resume(
     executor: str = "local",
     ray_address: str | None = None,
     storage: str | None = None,
-    threads: int | None = None,
     progress: Any = None,
 ) -> Run:
     """Go on with a run: finished stages and trials are read back, the rest is done. Raises RunError, DataError."""
@@ -140,11 +133,23 @@ def resume(
         raise RunError(
             f"{folder.path} is no run: it has no task.toml.", next_step="start one with ontarget fit DATA"
         )
-    request = load_task(folder.path / "task.toml")
+    return _continue(folder, None, executor, ray_address, storage, progress)
+
+
+def _continue(
+    folder: RunFolder,
+    data: TargetData | None,
+    executor: str,
+    ray_address: str | None,
+    storage: str | None,
+    progress: Any,
+) -> Run:
+    """Do what is left of a run. data: the task's rows, where they were read already."""
     from ontarget.plan.executors import make_executor
 
+    request = load_task(folder.path / "task.toml")
     with folder.locked():
-        work = _Work(folder, request, make_executor(executor, address=ray_address), storage, progress)
+        work = _Work(folder, request, data, make_executor(executor, address=ray_address), storage, progress)
         work.run_stages()
         return Run(folder.path, work.report())
 
@@ -182,7 +187,13 @@ class _Work:
     """One pass over a run's stages. Everything that has to survive is in the run folder."""
 
     def __init__(
-        self, run: RunFolder, request: Request, executor: Any, storage: str | None, progress: Any
+        self,
+        run: RunFolder,
+        request: Request,
+        data: TargetData | None,
+        executor: Any,
+        storage: str | None,
+        progress: Any,
     ) -> None:
         import os
 
@@ -195,7 +206,7 @@ class _Work:
         spent = max((row["start_s"] + row["seconds"] for row in run.timeline()), default=0.0)
         self.clock = Clock(self.limits.budget_s, spent)
         self.threads = request.threads or os.cpu_count() or 1
-        self.data: TargetData = load(self.task)
+        self.data: TargetData = data or load(self.task)
         known = run.once("data", self._describe_data, clock=self.clock)
         if known["fingerprint"] != self.data.fingerprint:
             raise RunError(

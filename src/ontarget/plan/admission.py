@@ -68,9 +68,7 @@ def _admit_one(
     with torch.inference_mode():
         for inputs in rows:
             start = time.monotonic()
-            loaded.encoder(
-                **{name: torch.from_numpy(value) for name, value in loaded.preprocess(inputs).items()}
-            )
+            loaded.encoder(*(torch.from_numpy(value) for value in loaded.preprocess(inputs).values()))
             times.append(1000 * (time.monotonic() - start))
     parameters = sum(parameter.numel() for parameter in loaded.encoder.parameters())
     entry: dict[str, Any] = {

@@ -43,10 +43,20 @@ def interval(score: RowScores, counts: Array, confidence: float = 0.95) -> tuple
 def difference_interval(
     better: RowScores, other: RowScores, counts: Array, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Interval of ``better`` minus ``other``, both scored on the same rows: paired, so shared noise cancels."""
+    """Interval of ``better`` minus ``other``, both scored on the same rows: paired, so shared noise cancels.
+
+    Of proportions, it holds 0 where the exact sign test of the rows that differ (McNemar) finds nothing (choice):
+    3 rows that are all right here and all wrong there would resample to a certain difference.
+    """
     difference = better.value - other.value
-    low, high = _percentiles(better.rows - other.rows - difference, counts, confidence)
-    return difference + low, difference + high
+    by_row = better.rows - other.rows
+    low, high = _percentiles(by_row - difference, counts, confidence)
+    low, high = difference + low, difference + high
+    if better.proportion and other.proportion:
+        wins, differ = int(np.sum(by_row > 0)), int(np.sum(by_row != 0))
+        if differ == 0 or stats.binomtest(wins, differ).pvalue > 1 - confidence:
+            low, high = min(low, 0.0), max(high, 0.0)
+    return low, high
 
 
 def _percentiles(deviations: Array, counts: Array, confidence: float) -> tuple[float, float]:

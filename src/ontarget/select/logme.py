@@ -36,7 +36,7 @@ from ontarget.select._contract import RowScores, check
 from ontarget.select._symmetric import blas_threads, eigh, tridiagonal
 from ontarget.values import Array
 
-STEPS = 11  # as published: at most 11 steps, until t changes by less than 0.1%
+STEPS = 11  # as published: at most 11 steps, until t changes by at most 0.1%; it may stop short of the maximum
 TOLERANCE = 1e-3
 EPSILON = 1e-5  # as published, keeps alpha and beta finite
 
@@ -140,7 +140,7 @@ def _fixed_point(problem: _Problem, published_code: bool) -> _Fit:
             residual[active] = np.maximum(problem.squares[active] - product - t * squared, 0)
             weights[active] = squared
         gamma[active] = size - t * trace
-        alpha[active] = gamma[active] / (weights[active] + EPSILON)
+        alpha[active] = np.maximum(gamma[active] / (weights[active] + EPSILON), 1e-200)  # 0 if all features are 0
         beta[active] = (n - gamma[active]) / (residual[active] + EPSILON)
         active = active[np.abs(alpha[active] / beta[active] - t) / t > TOLERANCE]
         if len(active) == 0:
