@@ -4,10 +4,12 @@ A score is ``name(features, targets, *, ...) -> float``, higher is better, and b
 ``name_rows(features, targets, *, ...) -> RowScores``: the same number with a share for every row.
 
 features: (N, D) float, D >= 1, finite. targets: (N,) int64 class indices >= 0 with at least two classes present,
-or (N,) float64, finite and not all equal. Constant columns are accepted: they carry no information, and every
-score gives what it would give without them, except LogME, whose linear model has no intercept and may use them
-as one. Class indices that no row has are accepted: scores count the classes that are present (TMI divides by the
-highest index + 1 as published, a constant for one target).
+or (N,) float64, finite and not all equal.
+
+Constant columns are accepted: `linear_probe`, `nearest_neighbours`, and `h_score` without shrinkage give what they
+give without them; TMI counts them in its factor D, shrinkage in the mean variance, and LogME, whose linear model has
+no intercept, may use them as one. Class indices that no row has are accepted: scores count the classes that are
+present (TMI divides by the highest index + 1 as published, a constant for one target).
 """
 
 from __future__ import annotations
