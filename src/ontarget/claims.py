@@ -53,9 +53,7 @@ def load_claim(path: Path) -> ModuleType:
     return module
 
 
-def paired_difference(
-    method: Sequence[float], baseline: Sequence[float], *, seed: int = 0
-) -> dict[str, float]:
+def paired_difference(method: Sequence[float], baseline: Sequence[float], *, seed: int = 0) -> dict[str, float]:
     """Mean paired difference with its 95% interval.
 
     The interval is Student's t over seeds: with a handful of seeds a bootstrap of means is too narrow.
@@ -66,9 +64,7 @@ def paired_difference(
     mean = float(differences.mean())
     if len(differences) < 2:
         return {"mean": mean, "low": float("nan"), "high": float("nan")}
-    half = float(
-        stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
-    )
+    half = float(stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences)))
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
@@ -82,9 +78,7 @@ def verdict(kind: str, difference: Mapping[str, float]) -> str:
     return "holds" if low > 0 else "fails" if high < 0 else "undecided"
 
 
-def run_claim(
-    path: Path, *, seeds: int | None = None, output: Path | None = None, progress: Any = None
-) -> Path:
+def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = None, progress: Any = None) -> Path:
     """Run one claim and write its result; returns the file."""
     from ontarget.plan.run_folder import to_json, write_atomic
 
@@ -156,9 +150,7 @@ def environment() -> dict[str, Any]:
 def results() -> dict[str, dict[str, Any]]:
     """Number as two digits -> newest recorded result."""
     newest: dict[str, dict[str, Any]] = {}
-    for path in sorted(
-        (claims_folder() / "results").glob("*.json"), key=lambda path: (path.name[:2], len(path.name))
-    ):
+    for path in sorted((claims_folder() / "results").glob("*.json"), key=lambda path: (path.name[:2], len(path.name))):
         newest[path.name[:2]] = json.loads(path.read_text())
     return newest
 
@@ -210,9 +202,7 @@ def print_claims() -> None:
             table.add_row(number, load_claim(path).TITLE, load_claim(path).KIND, "not run yet", "", "", "")
             continue
         difference = result["difference"][result["baseline"]]
-        bounds = (
-            "" if difference["low"] is None else f" [{difference['low']:+.4f}, {difference['high']:+.4f}]"
-        )
+        bounds = "" if difference["low"] is None else f" [{difference['low']:+.4f}, {difference['high']:+.4f}]"
         table.add_row(
             number, result["title"], result["kind"], result["verdict"],
             f"{difference['mean']:+.4f}{bounds} {result['measure']}", str(len(result["seeds"])),

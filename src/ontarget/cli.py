@@ -20,25 +20,17 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-claims_app = typer.Typer(
-    help="Executable claims: does a method beat its baseline, on real data?", no_args_is_help=True
-)
+claims_app = typer.Typer(help="Executable claims: does a method beat its baseline, on real data?", no_args_is_help=True)
 zoo_app = typer.Typer(help="The pretrained sources that install as packages.", no_args_is_help=True)
 app.add_typer(claims_app, name="claims")
 app.add_typer(zoo_app, name="zoo")
 
 Data = Annotated[
     str,
-    typer.Argument(
-        help="Table (.csv .tsv .parquet .jsonl .arrow .npz), image folder, hub:org/name, or a task .toml"
-    ),
+    typer.Argument(help="Table (.csv .tsv .parquet .jsonl .arrow .npz), image folder, hub:org/name, or a task .toml"),
 ]
-Input = Annotated[
-    list[str] | None, typer.Option("--input", "-i", help="Input column; twice for two text fields")
-]
-Target = Annotated[
-    str, typer.Option("--target", "-t", help="Column to predict; empty cells are unlabelled rows")
-]
+Input = Annotated[list[str] | None, typer.Option("--input", "-i", help="Input column; twice for two text fields")]
+Target = Annotated[str, typer.Option("--target", "-t", help="Column to predict; empty cells are unlabelled rows")]
 Modality = Annotated[str | None, typer.Option(help="text, image or features; inferred")]
 Kind = Annotated[str | None, typer.Option(help="classification or regression; inferred")]
 Metric = Annotated[
@@ -51,14 +43,10 @@ Validation = Annotated[str | None, typer.Option(help="Validation rows in a file 
 Test = Annotated[str | None, typer.Option(help="Test rows in a file of their own")]
 Pool = Annotated[
     list[str] | None,
-    typer.Option(
-        "--pool", "-p", help="Source to start from (zoo:minilm, timm:name, hub:org/name, file:path); repeat"
-    ),
+    typer.Option("--pool", "-p", help="Source to start from (zoo:minilm, timm:name, hub:org/name, file:path); repeat"),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of splits, training and search")]
-Threads = Annotated[
-    int | None, typer.Option(help="CPU threads of training and of the deployed model; all cores")
-]
+Threads = Annotated[int | None, typer.Option(help="CPU threads of training and of the deployed model; all cores")]
 Device = Annotated[str, typer.Option(help="Where training runs: cpu, cuda")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars")]
 
@@ -77,22 +65,14 @@ def _given(**options: Any) -> dict[str, Any]:
 
 @app.command()
 def fit(
-    data: Annotated[
-        str | None, typer.Argument(help="Table, image folder, hub:org/name, or a task .toml")
-    ] = None,
+    data: Annotated[str | None, typer.Argument(help="Table, image folder, hub:org/name, or a task .toml")] = None,
     input: Input = None,
     target: Target = "",
-    latency_ms: Annotated[
-        float | None, typer.Option(help="Limit: median latency of one call, milliseconds")
-    ] = None,
-    memory_mb: Annotated[
-        float | None, typer.Option(help="Limit: memory that the loaded model adds, MiB")
-    ] = None,
+    latency_ms: Annotated[float | None, typer.Option(help="Limit: median latency of one call, milliseconds")] = None,
+    memory_mb: Annotated[float | None, typer.Option(help="Limit: memory that the loaded model adds, MiB")] = None,
     size_mb: Annotated[float | None, typer.Option(help="Limit: size of the bundle on disk, MiB")] = None,
     budget: Annotated[str | None, typer.Option(help="Wall-clock time for everything: 90s, 10m, 1.5h")] = None,
-    run: Annotated[
-        Path | None, typer.Option(help="Folder of the run; made up from name and date if left out")
-    ] = None,
+    run: Annotated[Path | None, typer.Option(help="Folder of the run; made up from name and date if left out")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run; finished work is kept")] = None,
     modality: Modality = None,
     kind: Kind = None,
@@ -103,16 +83,12 @@ def fit(
     test: Test = None,
     pool: Pool = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one call of the deployed model")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest input of the deployed model, tokens")
-    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="Longest input of the deployed model, tokens")] = None,
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = "cpu",
     executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster, e.g. auto")
-    ] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster, e.g. auto")] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the run folder")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -131,9 +107,7 @@ def fit(
     from ontarget.progress import console_progress
 
     with console_progress(quiet) as progress:
-        common = _given(
-            executor=executor, ray_address=ray_address, storage=storage, progress=progress
-        )
+        common = _given(executor=executor, ray_address=ray_address, storage=storage, progress=progress)
         if resume is not None:
             if data is not None:
                 raise SettingError(
@@ -144,9 +118,7 @@ def fit(
             result = resume_run(resume, **common)
         else:
             if data is None:
-                raise SettingError(
-                    "No data was given.", option="DATA", next_step="ontarget fit FILE --target COLUMN"
-                )
+                raise SettingError("No data was given.", option="DATA", next_step="ontarget fit FILE --target COLUMN")
             fields = _given(
                 input=input, target=target, modality=modality, kind=kind, metric=metric, split=split, group=group,
                 validation=validation, test=test, batch_size=batch_size, max_length=max_length,
@@ -202,9 +174,7 @@ def rank(
 def predict(
     bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
     data: Annotated[str, typer.Argument(help="Table or image folder with new rows; no target needed")],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file to write; standard output")
-    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write; standard output")] = None,
     threads: Threads = None,
 ) -> None:
     """Predict new rows with a bundle: CSV with the prediction and its probability.
@@ -217,9 +187,7 @@ def predict(
     from ontarget.runtime import load_bundle
 
     loaded = load_bundle(bundle, threads=threads)
-    inputs, _ = read_inputs(
-        data, input_columns=tuple(loaded.info["input_columns"]), modality=loaded.info["modality"]
-    )
+    inputs, _ = read_inputs(data, input_columns=tuple(loaded.info["input_columns"]), modality=loaded.info["modality"])
     predictions = loaded.predict(inputs)
     stream = open(output, "w", newline="", encoding="utf-8") if output else sys.stdout
     try:
@@ -273,9 +241,7 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a run")]) -> None
 
 @app.command()
 def doctor(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Bundle to check; none: check this installation")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(help="Bundle to check; none: check this installation")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
 ) -> None:
     """Check this installation and device, or run a BUNDLE's self-test here.
@@ -295,9 +261,7 @@ def doctor(
 
 @app.command()
 def methods(
-    words: Annotated[
-        list[str] | None, typer.Argument(help='What you need, e.g. "few labels, domain shift"')
-    ] = None,
+    words: Annotated[list[str] | None, typer.Argument(help='What you need, e.g. "few labels, domain shift"')] = None,
 ) -> None:
     """Search the catalogue of methods; without words, list all."""
     from ontarget.catalogue import print_methods
@@ -364,7 +328,5 @@ def main() -> None:
         typer.secho(f"ontarget: {error}", fg="red", err=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        typer.secho(
-            "ontarget: stopped; finished work is kept (ontarget fit --resume RUN)", fg="yellow", err=True
-        )
+        typer.secho("ontarget: stopped; finished work is kept (ontarget fit --resume RUN)", fg="yellow", err=True)
         raise SystemExit(130) from None

@@ -52,7 +52,9 @@ def _instructions() -> str:
     except OSError:
         return ""
     flags = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
-    return " ".join(name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16") if name in flags)
+    return " ".join(
+        name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "avx512_bf16") if name in flags
+    )
 
 
 def _version(name: str) -> str:
@@ -101,9 +103,7 @@ def measure_side_by_side(
     found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in groups}
     for _ in range(rounds):
         for name, calls in groups.items():
-            found[name].append(
-                measure_latency(calls, repeats=max(9, repeats // rounds), max_s=MAX_SECONDS / rounds)
-            )
+            found[name].append(measure_latency(calls, repeats=max(9, repeats // rounds), max_s=MAX_SECONDS / rounds))
     return {
         name: (
             float(np.median([row[0] for row in rows])),

@@ -20,9 +20,7 @@ def check_installation() -> list[Check]:
     """One entry a check: name, state ("ok" | "warning" | "failed"), detail and, where needed, what to do next."""
     import sys
 
-    checks = [
-        _check("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")
-    ]
+    checks = [_check("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")]
     for name in (
         "numpy",
         "torch",
@@ -39,17 +37,13 @@ def check_installation() -> list[Check]:
     for extra, packages in _EXTRAS.items():
         missing = [name for name in packages if _version(name) is None]
         detail = f"without {', '.join(missing)}" if missing else "installed"
-        checks.append(
-            _check(f"extra {extra}", not missing, detail, f"pip install 'ontarget[{extra}]'", "warning")
-        )
+        checks.append(_check(f"extra {extra}", not missing, detail, f"pip install 'ontarget[{extra}]'", "warning"))
     from ontarget.pool import zoo
 
     for source in zoo():
         detail = f"{source.title}, {source.size_mb:.0f} MiB"
         checks.append(
-            _check(
-                source.locator, source.available, detail, f"ontarget zoo add {source.locator[4:]}", "warning"
-            )
+            _check(source.locator, source.available, detail, f"ontarget zoo add {source.locator[4:]}", "warning")
         )
     from ontarget.pool.cache import check_cache
 
@@ -57,9 +51,7 @@ def check_installation() -> list[Check]:
     from ontarget.device import describe
 
     device = describe()
-    checks.append(
-        _check("device", True, ", ".join(f"{key} {value}" for key, value in list(device.items())[:6]))
-    )
+    checks.append(_check("device", True, ", ".join(f"{key} {value}" for key, value in list(device.items())[:6])))
     return checks
 
 
@@ -72,12 +64,9 @@ def check_bundle(path: Path) -> list[Check]:
     try:
         result = load_bundle(path).self_test()
     except BundleError as error:
-        raise RunError(
-            str(error), option=str(path), next_step="make the bundle again or copy it anew"
-        ) from error
+        raise RunError(str(error), option=str(path), next_step="make the bundle again or copy it anew") from error
     return [
-        _check(check["name"], check["passed"], check["detail"], check.get("next", ""))
-        for check in result["checks"]
+        _check(check["name"], check["passed"], check["detail"], check.get("next", "")) for check in result["checks"]
     ]
 
 

@@ -55,9 +55,7 @@ class RunError(OnTargetError):
     """A run folder or bundle that cannot be used: missing, damaged, of another version, or busy."""
 
 
-def _rebuild(
-    kind: type[OnTargetError], given: str, allowed: str, option: str, next_step: str
-) -> OnTargetError:
+def _rebuild(kind: type[OnTargetError], given: str, allowed: str, option: str, next_step: str) -> OnTargetError:
     return kind(given, allowed=allowed, option=option, next_step=next_step)
 
 

@@ -93,9 +93,7 @@ def fit(
     if limits is not None:
         from ontarget.task import Limits
 
-        given.update(
-            (limits if isinstance(limits, Limits) else Limits(**limits)).model_dump(exclude_none=True)
-        )
+        given.update((limits if isinstance(limits, Limits) else Limits(**limits)).model_dump(exclude_none=True))
     request = load_task(data, given)
     folder = RunFolder(run if run is not None else _new_folder(request))
     known = folder.path / "task.toml"
@@ -130,9 +128,7 @@ def resume(
     """Go on with a run: finished stages and trials are read back, the rest is done. Raises RunError, DataError."""
     folder = RunFolder(path)
     if not (folder.path / "task.toml").exists():
-        raise RunError(
-            f"{folder.path} is no run: it has no task.toml.", next_step="start one with ontarget fit DATA"
-        )
+        raise RunError(f"{folder.path} is no run: it has no task.toml.", next_step="start one with ontarget fit DATA")
     return _continue(folder, None, executor, ray_address, storage, progress)
 
 
@@ -174,9 +170,7 @@ def _comparable(request: Request) -> dict[str, Any]:
 def _new_folder(request: Request) -> Path:
     data = request.task.data
     name = request.task.name or (Path(data).stem if isinstance(data, str) else "task")
-    name = "".join(
-        letter if letter.isalnum() or letter in "-_" else "-" for letter in name.replace("hub:", "")
-    )
+    name = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in name.replace("hub:", ""))
     number = 1
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
@@ -304,9 +298,7 @@ class _Work:
                 "rejected": [{"source": source, "reason": reason} for source, reason in reasons.items()],
             }
 
-        if self.run.read("admission") and any(
-            entry["admitted"] for entry in self.run.read("admission").values()
-        ):
+        if self.run.read("admission") and any(entry["admitted"] for entry in self.run.read("admission").values()):
             self.run.once("ranking", compute, clock=self.clock, kind="features")
 
     def _ranked(self) -> list[str]:
@@ -331,17 +323,12 @@ class _Work:
         self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
         if self._few_label_text(encoders):
             best = self._best_heads(1)
-            jobs = [
-                self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)
-            ]
+            jobs = [self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)]
             self._run_trials(jobs, "few-label contrastive tuning")
 
     def _few_label_text(self, encoders: Sequence[str]) -> bool:
         return bool(
-            self.data.modality == "text"
-            and self.data.kind == "classification"
-            and len(self.data.folds)
-            and encoders
+            self.data.modality == "text" and self.data.kind == "classification" and len(self.data.folds) and encoders
         )
 
     def _best_heads(self, count: int) -> list[str]:
@@ -448,9 +435,7 @@ class _Work:
             seed=self.task.seed,
             storage=self.storage,
             best_so_far=-float("inf") if plan["best_so_far"] is None else plan["best_so_far"],
-            stop_at=1.0
-            if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1")
-            else float("inf"),
+            stop_at=1.0 if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1") else float("inf"),
         )
         runner.drop_checkpoints()
         self.run.write("tuning", {"stopped": stopped})
@@ -466,8 +451,7 @@ class _Work:
             candidates = order(self.run.trials(), latency)
             if not candidates:
                 reasons = "; ".join(
-                    f"{trial['method']} on {trial['source']}: {trial['reason']}"
-                    for trial in self.run.trials()
+                    f"{trial['method']} on {trial['source']}: {trial['reason']}" for trial in self.run.trials()
                 )
                 raise RunError(f"No trial ended well ({reasons}).", next_step="look into the reasons given")
             rejected = []

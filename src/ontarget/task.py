@@ -155,9 +155,7 @@ def write_toml(request: Request, path: Path) -> None:
         value = task.get(name)
         if isinstance(value, str) and not value.startswith("hub:"):
             task[name] = str(Path(value).resolve())
-    ordered = {
-        name: sections[name] for name in ("pool", "device", "threads", "task", "limits") if name in sections
-    }
+    ordered = {name: sections[name] for name in ("pool", "device", "threads", "task", "limits") if name in sections}
     path.write_text(tomli_w.dumps(_lists(ordered)), encoding="utf-8")
 
 

@@ -65,13 +65,11 @@ def choose(
     for form in scorers:
         p50, p95, repeats = timing[form]
         memory = 0.0 if form == "pytorch" else measure_onnx_memory(paths[form], feeds, threads=threads)
-        size = sum(p.numel() * p.element_size() for p in network.parameters()) / 2**20 if form == "pytorch" else (
-            _size_mb(paths[form])
-        )  # fmt: skip
+        size = _weights_mb(network) if form == "pytorch" else _size_mb(paths[form])
         measurement = Measurement(p50, p95, memory, size, batch_size, repeats)
         value = metric_value(metric, scores[form], sample.targets)
-        path = "" if form == "pytorch" else str(paths[form])
-        variants.append(Variant(form, path, measurement, scores[form], value, True, ""))
+        file = "" if form == "pytorch" else str(paths[form])
+        variants.append(Variant(form, file, measurement, scores[form], value, True, ""))
     by_form = {variant.form: variant for variant in variants}
     judged = [
         _judged(variant, by_form, sample, metric=metric, limits=limits, fp32_mb=fp32_mb, seed=context.seed)
@@ -91,7 +89,7 @@ def _make_forms(
     _progress(context, 0, "exporting to ONNX")
     paths["onnx-fp32"] = export_onnx(network, preprocess, calibration.inputs[:7], folder / "onnx-fp32.onnx")
     chosen = np.random.default_rng(context.seed).permutation(len(calibration))[:CALIBRATION_ROWS]
-    rows = calibration.take(np.sort(chosen)).inputs
+    rows: Any = calibration.take(np.sort(chosen)).inputs
     makers: dict[str, Callable[[Path], Path]] = {
         "onnx-int8-dynamic": lambda out: quantize.int8_dynamic(paths["onnx-fp32"], out),
         "onnx-int8-static": lambda out: quantize.int8_static(paths["onnx-fp32"], out, preprocess, rows),
@@ -225,7 +223,10 @@ def _size_mb(path: Path) -> float:
     return path.stat().st_size / 2**20
 
 
+def _weights_mb(network: torch.nn.Module) -> float:
+    return sum(value.numel() * value.element_size() for value in network.state_dict().values()) / 2**20
+
+
 def _progress(context: Context, done: int, what: str) -> None:
     if context.progress:
         context.progress(done, 3, what)
-

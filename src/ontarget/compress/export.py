@@ -13,7 +13,12 @@ from ontarget.errors import RunError
 from ontarget.runtime.preprocess import Preprocess, Tensors
 
 OPSET = 17
-DYNAMIC = {"tokens": {0: "rows", 1: "length"}, "tfidf": {0: "rows", 1: "terms"}, "image": {0: "rows"}, "array": {0: "rows"}}
+DYNAMIC = {
+    "tokens": {0: "rows", 1: "length"},
+    "tfidf": {0: "rows", 1: "terms"},
+    "image": {0: "rows"},
+    "array": {0: "rows"},
+}
 
 
 def export_onnx(network: torch.nn.Module, preprocess: Preprocess, inputs: Any, path: Path) -> Path:
@@ -26,7 +31,7 @@ def export_onnx(network: torch.nn.Module, preprocess: Preprocess, inputs: Any, p
     rows = inputs[: min(3, len(inputs))]
     names = list(preprocess.tensor_names)
     tensors = tuple(torch.from_numpy(value) for value in preprocess(rows).values())
-    axes = {name: DYNAMIC[preprocess.kind] for name in names}
+    axes = dict.fromkeys(names, DYNAMIC[preprocess.kind])
     path.parent.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -49,7 +54,7 @@ def _check(network: torch.nn.Module, preprocess: Preprocess, inputs: Any, path: 
         worst = float(np.abs(expected - found).max())
         if not worst <= 1e-3 * spread:
             raise RunError(
-                f"The ONNX graph of this network gives other scores than PyTorch (by {worst:.2g}, spread {spread:.2g}).",
+                f"The ONNX graph gives other scores than PyTorch (by {worst:.2g}, spread {spread:.2g}).",
                 next_step="leave this source out of the pool and report it",
             )
 

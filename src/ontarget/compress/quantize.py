@@ -71,7 +71,7 @@ class _Calibration:
         return next(self._feeds, None)
 
 
-class _quiet:  # noqa: N801
+class _quiet:
     """No warnings of the quantizer on the root logger."""
 
     def __enter__(self) -> None:

@@ -71,9 +71,7 @@ def _zero_shot(run: RunFolder, data: TargetData, task: Task, context: Context) -
     if data.modality != "text" or data.kind != "classification" or not run.has("ranking"):
         return None
     sources = [
-        entry["source"]
-        for entry in run.read("ranking")["entries"]
-        if not entry["source"].startswith("control:")
+        entry["source"] for entry in run.read("ranking")["entries"] if not entry["source"].startswith("control:")
     ]
     if not sources or all(name.lstrip("-").isdigit() for name in data.classes):
         return None
@@ -141,5 +139,6 @@ def _save(path: Any, scores: dict[str, Array]) -> None:
     from ontarget.plan.run_folder import write_atomic
 
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(value, dtype=np.float32) for name, value in scores.items()})
+    plain: dict[str, Any] = {name: np.asarray(value, dtype=np.float32) for name, value in scores.items()}
+    np.savez(buffer, **plain)
     write_atomic(path, buffer.getvalue())

@@ -95,9 +95,7 @@ def _draws(metric: str, models: Sequence[Array], targets: Array, seed: int, draw
     for draw in range(draws):
         chosen = generator.integers(0, rows, rows)
         for at, scores in enumerate(models):
-            found[at][draw] = (
-                prepared[at](chosen) if fast else metric_value(metric, scores[chosen], targets[chosen])
-            )
+            found[at][draw] = prepared[at](chosen) if fast else metric_value(metric, scores[chosen], targets[chosen])
     return found
 
 

@@ -94,13 +94,9 @@ def _verdict(entry: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
             f"{limits.latency_ms:g} ms"
         )
     if limits.size_mb is not None and entry["size_mb"] / 4 > limits.size_mb:
-        broken.append(
-            f"{entry['size_mb'] / 4:.0f} MiB even at 8 bits a weight, over the limit of {limits.size_mb:g}"
-        )
+        broken.append(f"{entry['size_mb'] / 4:.0f} MiB even at 8 bits a weight, over the limit of {limits.size_mb:g}")
     if limits.memory_mb is not None and entry["size_mb"] / 4 > limits.memory_mb:
-        broken.append(
-            f"{entry['size_mb'] / 4:.0f} MiB of weights alone, over the limit of {limits.memory_mb:g}"
-        )
+        broken.append(f"{entry['size_mb'] / 4:.0f} MiB of weights alone, over the limit of {limits.memory_mb:g}")
     return {"admitted": not broken, "reason": "; ".join(broken)}
 
 
@@ -108,9 +104,7 @@ def require_any(found: Mapping[str, Mapping[str, Any]], cheap: Sequence[str]) ->
     """Raise LimitError where nothing at all may take part, with the fastest figure that was seen."""
     if cheap or any(entry["admitted"] for entry in found.values()):
         return
-    fastest = min(
-        (entry["latency_p50_ms"] for entry in found.values() if "latency_p50_ms" in entry), default=None
-    )
+    fastest = min((entry["latency_p50_ms"] for entry in found.values() if "latency_p50_ms" in entry), default=None)
     reasons = "; ".join(f"{locator}: {entry['reason']}" for locator, entry in found.items())
     raise LimitError(
         f"No source fits the limits ({reasons}).",

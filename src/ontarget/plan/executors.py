@@ -19,9 +19,7 @@ class Executor(Protocol):
 
     slots: int
 
-    def run(
-        self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any
-    ) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any) -> Iterator[tuple[int, Outcome]]:
         """``function(job, shared)`` for every job. ``shared`` is sent once to each place that works."""
         ...
 
@@ -31,9 +29,7 @@ class LocalExecutor:
 
     slots = 1
 
-    def run(
-        self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any
-    ) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any) -> Iterator[tuple[int, Outcome]]:
         for position, job in enumerate(jobs):
             yield position, function(job, shared)
 
@@ -55,9 +51,7 @@ class RayExecutor:
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
         self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
 
-    def run(
-        self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any
-    ) -> Iterator[tuple[int, Outcome]]:
+    def run(self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any) -> Iterator[tuple[int, Outcome]]:
         ray = self._ray
         reference = ray.put(shared)
         task = ray.remote(num_cpus=self.cores, max_retries=3)(function)

@@ -113,9 +113,7 @@ def tune(
         while len(proposals) > 1 and spent_s + bracket_s > budget_s:
             proposals, costs = proposals[:-1], costs[-(len(proposals) - 1) :]
             epochs = bracket_epochs(len(proposals), space.total_epochs)
-            bracket_s = sum(
-                cost * mark / space.total_epochs for cost, mark in zip(costs, epochs, strict=True)
-            )
+            bracket_s = sum(cost * mark / space.total_epochs for cost, mark in zip(costs, epochs, strict=True))
         if spent_s + bracket_s > budget_s:
             return f"the next bracket needs about {bracket_s:.0f} s and {max(0.0, budget_s - spent_s):.0f} s are left"
         spent_s += bracket_s
@@ -158,9 +156,7 @@ def _run_bracket(
     return results, True
 
 
-def _proposals(
-    study: Any, run: RunFolder, space: SearchSpace, bracket: int, seed: int
-) -> list[tuple[int, Recipe]]:
+def _proposals(study: Any, run: RunFolder, space: SearchSpace, bracket: int, seed: int) -> list[tuple[int, Recipe]]:
     """The recipes of a bracket with their Optuna trial numbers: read back if they were asked for before."""
     import optuna
 

@@ -111,13 +111,9 @@ class RunFolder:
                 next_step=f"finish it with: ontarget fit --resume {self.path}",
             ) from error
         except json.JSONDecodeError as error:
-            raise RunError(
-                f"{path} is damaged ({error}).", next_step="delete the file and resume the run"
-            ) from error
+            raise RunError(f"{path} is damaged ({error}).", next_step="delete the file and resume the run") from error
 
-    def write(
-        self, stage: str, value: Any, *, start_s: float = 0.0, seconds: float = 0.0, kind: str = ""
-    ) -> None:
+    def write(self, stage: str, value: Any, *, start_s: float = 0.0, seconds: float = 0.0, kind: str = "") -> None:
         """Store a stage's value. start_s counts from the start of the run's work, resumed or not."""
         entry = {"value": value, "start_s": start_s, "seconds": seconds, "kind": kind, "written": time.time()}
         write_atomic(self.path / "stages" / f"{stage}.json", to_json(entry))
@@ -151,9 +147,7 @@ class RunFolder:
         """All finished trials, by number."""
         return [json.loads(path.read_text()) for path in sorted((self.path / "trials").glob("*/trial.json"))]
 
-    def write_trial(
-        self, record: Mapping[str, Any], scores: Array | None, files: Mapping[str, bytes]
-    ) -> None:
+    def write_trial(self, record: Mapping[str, Any], scores: Array | None, files: Mapping[str, bytes]) -> None:
         """Store a finished trial; ``trial.json`` comes last, so its presence means that the rest is whole."""
         folder = self.trial_folder(int(record["number"]))
         for name, content in files.items():

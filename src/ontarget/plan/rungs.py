@@ -32,9 +32,7 @@ class RungRunner:
     def run_rung(self, numbered: Sequence[tuple[int, Recipe]], mark: int, last: bool) -> dict[int, Rung]:
         """Train every recipe up to epoch ``mark``; what is stored for that mark is read back."""
         self._close_losers({number for number, _ in numbered}, mark)
-        results = {
-            number: stored for number, _ in numbered if (stored := self._stored(number, mark)) is not None
-        }
+        results = {number: stored for number, _ in numbered if (stored := self._stored(number, mark)) is not None}
         # Cross-fitted trials hold one model a fold: they are trained whole, not rung by rung.
         whole = bool(len(self.data.folds))
         jobs = []
@@ -143,9 +141,7 @@ class RungRunner:
         if scores_path.exists() and not failed:
             scores = np.frombuffer(scores_path.read_bytes(), dtype=np.float32).reshape(-1, self.data.outputs)
         keep_files = state == "complete" and not failed
-        files = {
-            path.name: path.read_bytes() for path in (folder / "rung").glob("*.safetensors") if keep_files
-        }
+        files = {path.name: path.read_bytes() for path in (folder / "rung").glob("*.safetensors") if keep_files}
         outcome = TrialOutcome(
             number,
             "failed" if failed else state,

@@ -123,21 +123,21 @@ def _majority(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     from ontarget.adapt.tune.majority import majority
 
     network = majority(data.train.targets, outputs=data.outputs, kind=data.kind)
-    return Fitted(
-        _constant_scores(network, len(data.validation)), {"network.safetensors": state_bytes(network)}
-    )
+    return Fitted(_constant_scores(network, len(data.validation)), {"network.safetensors": state_bytes(network)})
 
 
 def _tfidf_linear(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     from ontarget.adapt.tune.tfidf_linear import tfidf_linear
 
+    texts: Any = data.train.inputs
+    held_out: Any = None if len(data.folds) else (data.validation.inputs, data.validation.targets)
     model = tfidf_linear(
-        data.train.inputs,
+        texts,
         data.train.targets,
         outputs=data.outputs,
         kind=data.kind,
         folds=data.folds if len(data.folds) else None,
-        validation=None if len(data.folds) else (data.validation.inputs, data.validation.targets),
+        validation=held_out,
         metric=data.metric,
         **job.recipe.settings,
     )
@@ -214,9 +214,7 @@ def _finetune(job: TrialJob, data: TargetData, context: Context) -> Fitted:
         scores, curves = _out_of_fold(data, lambda train, held: one(train, held, early_stopping=False))
         final = one(data.train, None, early_stopping=False)
         curve = tuple(_mean_curve(curves))
-        return Fitted(
-            scores, {"state.safetensors": final.state_bytes}, curve, peak_memory_mb=final.peak_memory_mb
-        )
+        return Fitted(scores, {"state.safetensors": final.state_bytes}, curve, peak_memory_mb=final.peak_memory_mb)
     result = one(data.train, data.validation, resume_from=job.checkpoint, stop_epoch=job.stop_epoch)
     return Fitted(
         result.validation_scores,
@@ -323,10 +321,12 @@ def assemble(
     from ontarget.adapt.tune.assembled import Assembled
 
     if recipe.method == "linear_head":
-        from ontarget.adapt.tune.linear_head import head_from_state as head
-    else:
-        from ontarget.adapt.tune.nearest_neighbours import head_from_state as head
-    return loaded.preprocess, Assembled(loaded.encoder, head(state)).eval()
+        from ontarget.adapt.tune.linear_head import head_from_state
+
+        return loaded.preprocess, Assembled(loaded.encoder, head_from_state(state)).eval()
+    from ontarget.adapt.tune import nearest_neighbours
+
+    return loaded.preprocess, Assembled(loaded.encoder, nearest_neighbours.head_from_state(state)).eval()
 
 
 def tensors_bytes(tensors: Mapping[str, Any]) -> bytes:
@@ -334,7 +334,8 @@ def tensors_bytes(tensors: Mapping[str, Any]) -> bytes:
     import torch
     from safetensors.torch import save
 
-    return save({name: torch.as_tensor(np.asarray(value)).contiguous() for name, value in tensors.items()})
+    content: bytes = save({name: torch.as_tensor(np.asarray(value)).contiguous() for name, value in tensors.items()})
+    return content
 
 
 def state_bytes(network: torch.nn.Module) -> bytes:

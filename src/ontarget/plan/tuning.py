@@ -84,9 +84,7 @@ def starts_of(costs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [pair for pair in pairs if "seconds_per_epoch" in costs["|".join(pair)]]
 
 
-def predicted_seconds(
-    costs: Mapping[str, Mapping[str, Any]], data: TargetData, recipe: Recipe, epochs: int
-) -> float:
+def predicted_seconds(costs: Mapping[str, Mapping[str, Any]], data: TargetData, recipe: Recipe, epochs: int) -> float:
     """Seconds that ``recipe`` is expected to take for ``epochs``, with the safety factor; cross-fitting included."""
     entry = costs[f"{recipe.source}|{recipe.settings['mode']}"]
     fits = len(set(data.folds.tolist())) + 1 if len(data.folds) else 1

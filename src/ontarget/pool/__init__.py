@@ -45,6 +45,4 @@ def install(name: str) -> None:
         )
     command = [sys.executable, "-m", "pip", "install", "--no-deps", source.requirement]
     if subprocess.run(command, check=False).returncode:
-        raise SettingError(
-            f"pip could not install {source.requirement}.", next_step="read pip's message above"
-        )
+        raise SettingError(f"pip could not install {source.requirement}.", next_step="read pip's message above")

@@ -114,9 +114,7 @@ def _write_with(path: Path, write: Callable[[Any], Any]) -> bool:
     except OSError as error:  # full disk, read-only folder, quota
         if temporary:
             Path(temporary).unlink(missing_ok=True)
-        warnings.warn(
-            f"The cache {cache_folder()} cannot be written ({error}); going on without it.", stacklevel=2
-        )
+        warnings.warn(f"The cache {cache_folder()} cannot be written ({error}); going on without it.", stacklevel=2)
         return False
 
 
@@ -125,7 +123,7 @@ def _lock(path: Path) -> Iterator[None]:
     """One process at a time for a key; the kernel frees the lock of a process that dies. No folder: no lock."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "a+")  # noqa: SIM115
+        lock = open(path.with_suffix(".lock"), "a+")
     except OSError:
         yield
         return

@@ -45,8 +45,8 @@ def load_random(source: Source, trained: Loaded, *, seed: int = 0) -> Loaded:
         for module in trained.encoder.modules():
             if isinstance(module, (torch.nn.Linear, torch.nn.Embedding)):
                 torch.nn.init.normal_(module.weight, std=0.02)
-                if getattr(module, "bias", None) is not None:
-                    torch.nn.init.zeros_(module.bias)
+                if isinstance(getattr(module, "bias", None), Tensor):
+                    torch.nn.init.zeros_(module.bias)  # type: ignore[arg-type]
             elif isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(module.weight, mode="fan_out")
             elif isinstance(module, (torch.nn.LayerNorm, torch.nn.BatchNorm2d)):

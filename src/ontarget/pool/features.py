@@ -37,14 +37,10 @@ def extract(
         for start in range(0, len(inputs), batch_size):
             rows = order[start : start + batch_size]
             batch = inputs[rows] if isinstance(inputs, np.ndarray) else [inputs[int(row)] for row in rows]
-            tensors = [
-                torch.from_numpy(value).to(context.device) for value in loaded.preprocess(batch).values()
-            ]
+            tensors = [torch.from_numpy(value).to(context.device) for value in loaded.preprocess(batch).values()]
             features[rows] = encoder(*tensors).float().cpu().numpy()
             if context.progress:
-                context.progress(
-                    min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}"
-                )
+                context.progress(min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}")
     return features
 
 

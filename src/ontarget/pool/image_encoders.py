@@ -27,9 +27,7 @@ def load_efficientnet_lite(source: Source) -> Loaded:
     network = timm.create_model(f"tf_efficientnet_lite{version}", pretrained=False)
     expected = network.state_dict()
     if [value.shape for value in given.values()] != [value.shape for value in expected.values()]:
-        raise SettingError(
-            f"The weights of '{source.locator}' do not fit the network.", next_step="reinstall the zoo"
-        )
+        raise SettingError(f"The weights of '{source.locator}' do not fit the network.", next_step="reinstall the zoo")
     network.load_state_dict(dict(zip(expected, given.values(), strict=True)))
     network.reset_classifier(0)
     size = source.image_size or LITE_SIZES[version]

@@ -45,9 +45,5 @@ def load(source: Source, *, max_length: int | None = None) -> Loaded:
             return controls.load_pixels(source)
         if name.startswith("array-"):
             return controls.load_array(int(name.removeprefix("array-")))
-        return controls.load_random(
-            source, load(resolve(f"zoo:{name.removeprefix('random-')}"), max_length=max_length)
-        )
-    raise SettingError(
-        f"'{source.locator}' cannot be loaded.", option="--pool", next_step="see: ontarget zoo list"
-    )
+        return controls.load_random(source, load(resolve(f"zoo:{name.removeprefix('random-')}"), max_length=max_length))
+    raise SettingError(f"'{source.locator}' cannot be loaded.", option="--pool", next_step="see: ontarget zoo list")

@@ -52,9 +52,7 @@ ZOO = (
 
 CONTROLS = (
     Source("control:random-minilm", "text", "MiniLM's architecture with random weights"),
-    Source(
-        "control:random-efficientnet-lite0", "image", "EfficientNet-Lite0's architecture with random weights"
-    ),
+    Source("control:random-efficientnet-lite0", "image", "EfficientNet-Lite0's architecture with random weights"),
     Source("control:pixels", "image", "16 x 16 pixels as they are"),
     Source("control:array", "features", "the features as they are (control:array-64: with 64 columns)"),
 )

@@ -20,7 +20,7 @@ class MeanOfTokens(torch.nn.Module):
 
     def __init__(self, embedding: Tensor) -> None:
         super().__init__()
-        self.embedding = torch.nn.Embedding.from_pretrained(embedding, freeze=False)
+        self.embedding = torch.nn.Embedding(embedding.shape[0], embedding.shape[1], _weight=embedding)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         weight = attention_mask.unsqueeze(-1).to(torch.float32)

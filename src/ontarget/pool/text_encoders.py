@@ -44,9 +44,7 @@ def load_minilm(source: Source, max_length: int) -> Loaded:
     return load_transformer(source.locator, str(folder), max_length, local=True, normalise=True)
 
 
-def load_transformer(
-    locator: str, name: str, max_length: int, *, local: bool, normalise: bool | None = None
-) -> Loaded:
+def load_transformer(locator: str, name: str, max_length: int, *, local: bool, normalise: bool | None = None) -> Loaded:
     """A transformers model by folder or hub name: safetensors alone, no remote code.
 
     normalise: whether features are scaled to length 1; None reads it from sentence-transformers' modules.json.

@@ -65,7 +65,9 @@ def verdict(report: Mapping[str, Any]) -> str:
         else:
             parts.append(f"It is worse than {words}; p = {best['p_value']:.2g}. Prefer the baseline.")
     if limits.get("latency_ms"):
-        parts.append(f"One call takes {bundle['latency_p50_ms']:.2f} ms, within the limit of {limits['latency_ms']:g} ms.")
+        parts.append(
+            f"One call takes {bundle['latency_p50_ms']:.2f} ms, within the limit of {limits['latency_ms']:g} ms."
+        )
     return " ".join(parts)
 
 

@@ -18,7 +18,9 @@ def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[s
     chosen = next(trial for trial in trials if trial["number"] == decision["number"])
     admission = run.read("admission")
     data = run.read("data")
-    ranking = run.read("ranking") if run.has("ranking") else {"decided_by": "", "entries": [], "rejected": []}
+    ranking: dict[str, Any] = {"decided_by": "", "entries": [], "rejected": []}
+    if run.has("ranking"):
+        ranking = run.read("ranking")
     for entry in ranking["entries"]:
         entry["picked"] = entry["source"] == chosen["source"]
     evidence = run.read("evidence")
@@ -55,7 +57,7 @@ def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[s
 
 
 def _costs(timeline: list[dict[str, Any]], elapsed_s: float, budget_s: float) -> dict[str, float]:
-    seconds = {kind: 0.0 for kind in ("features", "training", "measuring")}
+    seconds = dict.fromkeys(("features", "training", "measuring"), 0.0)
     for row in timeline:
         if row["what"] in seconds:
             seconds[row["what"]] += float(row["seconds"])

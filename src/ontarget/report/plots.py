@@ -147,7 +147,9 @@ def curves(series: Sequence[Mapping[str, Any]], *, label: str) -> Markup:
     for row in sorted(series, key=lambda row: bool(row.get("strong"))):
         kind = "strong" if row.get("strong") else ""
         places = " ".join(f"{x(epoch):.1f},{y(value):.1f}" for epoch, value in row["points"])
-        parts.append(f'<polyline class="curve {kind}" points="{places}"><title>{escape(row["name"])}</title></polyline>')
+        parts.append(
+            f'<polyline class="curve {kind}" points="{places}"><title>{escape(row["name"])}</title></polyline>'
+        )
         for epoch, value in row["points"]:
             tip = escape(f"{row['name']}, epoch {epoch:g}: {value:.4f}")
             parts.append(

@@ -77,7 +77,7 @@ class Bundle:
         """Files, outputs and latency against what was recorded: {"passed": bool, "checks": [...]}."""
         checks = [_files_check(self.path, self.info)]
         expected = json.loads((self.path / "selftest.json").read_text())
-        inputs = [_input(self.path, entry) for entry in expected["inputs"]]
+        inputs: Any = [_input(self.path, entry) for entry in expected["inputs"]]
         if self.info["modality"] == "features":
             inputs = np.asarray(inputs, dtype=np.float32)
         found, wanted = self.scores(inputs), np.asarray(expected["scores"], dtype=np.float32)

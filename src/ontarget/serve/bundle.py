@@ -79,7 +79,7 @@ def _copy_runtime(target: Path) -> None:
 
 def _stored_inputs(examples: Examples, modality: str, folder: Path) -> list[Any]:
     if modality == "features":
-        return np.asarray(examples.inputs, dtype=np.float32).tolist()
+        return list(np.asarray(examples.inputs, dtype=np.float32).tolist())
     if modality == "text":
         return [list(text) if isinstance(text, tuple) else text for text in examples.inputs]
     entries = []

@@ -112,7 +112,7 @@ def make_app(bundle: Any, limits: ServerLimits = ServerLimits()) -> Any:
         from fastapi import File, UploadFile
 
         @app.post("/predict/images", response_model=Prediction, summary="Predict uploaded images")
-        async def predict_images(files: list[UploadFile] = File(...)) -> dict[str, Any]:  # noqa: B008
+        async def predict_images(files: list[UploadFile] = File(...)) -> dict[str, Any]:
             if len(files) > limits.max_rows:
                 raise Refused(422, f"{len(files)} images were sent; at most {limits.max_rows} are allowed.")
             contents = [await file.read() for file in files]

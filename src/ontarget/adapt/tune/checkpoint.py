@@ -14,7 +14,8 @@ def pack(tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> bytes:
     from safetensors.torch import save
 
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-    return save(plain, metadata={"values": json.dumps(dict(values))})
+    content: bytes = save(plain, metadata={"values": json.dumps(dict(values))})
+    return content
 
 
 def unpack(content: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

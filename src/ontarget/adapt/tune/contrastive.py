@@ -62,7 +62,7 @@ def contrastive(
     trainable_layers: int = 2,
     average: float = 1.0,
     name_weight: float = NAME_WEIGHT,
-    context: Context = Context(),  # noqa: B008
+    context: Context = Context(),
 ) -> Contrastive:
     """Tune the top layers of ``loaded.encoder`` so that rows of a class lie together; the encoder is changed.
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from ontarget.adapt.metric import metric_value
 from ontarget.adapt.predict import predict_scores
 from ontarget.adapt.tune.assembled import Assembled
-from ontarget.adapt.tune.lora import add_lora, merge_lora
 from ontarget.adapt.tune.checkpoint import pack, unpack
+from ontarget.adapt.tune.lora import add_lora, merge_lora
 from ontarget.errors import RunError, SettingError
 from ontarget.parts.optimizers.lion import Lion, adamw_to_lion
 from ontarget.values import Array, Context, Examples, Loaded
@@ -57,7 +57,8 @@ class FinetuneResult:
     def state_bytes(self) -> bytes:
         from safetensors.torch import save
 
-        return save({name: value.contiguous() for name, value in self.state.items()})
+        content: bytes = save({name: value.contiguous() for name, value in self.state.items()})
+        return content
 
 
 class Scaled(torch.nn.Module):
@@ -237,7 +238,7 @@ def estimate(
         chosen = train.take(rows[at * batch_size : (at + 1) * batch_size])
         start = time.monotonic()
         tensors = [torch.from_numpy(value).to(context.device) for value in loaded.preprocess(chosen.inputs).values()]
-        _loss(network(*tensors), chosen.targets, kind, network.head, None, 0.0).backward()
+        torch.autograd.backward(_loss(network(*tensors), chosen.targets, kind, network.head, None, 0.0))
         engine.step()
         engine.zero_grad(set_to_none=True)
         times.append((time.monotonic() - start) / len(chosen))
@@ -305,10 +306,13 @@ class _Batches:
         if self.lengths is not None:
             batches = [batches[int(at)] for at in generator.permutation(len(batches))]
         for rows in batches:
-            inputs: Any = self.train.take(rows).inputs if not self.images else [
-                self.augment(self.images[int(row)], np.random.default_rng((self.seed, number, int(row)))) for row in rows
-            ]  # fmt: skip
+            inputs: Any = self.train.take(rows).inputs
+            if self.images:
+                inputs = [self._augmented(int(row), number) for row in rows]
             yield [torch.from_numpy(value) for value in self.preprocess(inputs).values()], self.train.targets[rows]
+
+    def _augmented(self, row: int, epoch: int) -> Any:
+        return self.augment(self.images[row], np.random.default_rng((self.seed, epoch, row)))
 
 
 def _augmentation(name: str, kind: str) -> Any:
@@ -361,7 +365,7 @@ def _epoch(
                 next_step="lower the learning rate, or look for extreme targets",
             )
         # Accumulated batches weigh by their rows, so that they equal one large batch.
-        (loss * len(targets) / (batches.batch_size * accumulation)).backward()
+        torch.autograd.backward(loss * len(targets) / (batches.batch_size * accumulation))
         losses.append(loss.item())
         waiting += 1
         if waiting == accumulation or at + 1 == count:
@@ -471,9 +475,10 @@ def _validation_scores(network: torch.nn.Module, loaded: Loaded, validation: Exa
 def _difference(network: torch.nn.Module, loaded: Loaded) -> dict[str, Tensor]:
     """All tensors but frozen embedding tables: what the source's own file does not hold."""
     frozen = {
-        name for name, parameter in network.named_parameters() if not parameter.requires_grad and parameter.numel() > 2**20
-        and parameter.ndim == 2 and "embedding" in name
-    }  # fmt: skip
+        name
+        for name, parameter in network.named_parameters()
+        if not parameter.requires_grad and parameter.ndim == 2 and parameter.numel() > 2**20 and "embedding" in name
+    }
     return {name: value.detach().cpu() for name, value in network.state_dict().items() if name not in frozen}
 
 
