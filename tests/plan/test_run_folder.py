@@ -13,9 +13,7 @@ from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
 def test_a_stage_is_computed_once(tmp_path: Path) -> None:
     run, calls = RunFolder(tmp_path), []
     for _ in range(2):
-        value = run.once(
-            "stage", lambda: calls.append(1) or {"a": np.float32(0.5)}, clock=Clock(10), kind="features"
-        )
+        value = run.once("stage", lambda: calls.append(1) or {"a": np.float32(0.5)}, clock=Clock(10), kind="features")
     assert value == {"a": 0.5}
     assert calls == [1]
     assert [row["what"] for row in run.timeline()] == ["features"]
@@ -30,9 +28,7 @@ def test_a_trial_without_its_record_does_not_exist(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     write_atomic(run.trial_folder(0) / "network.safetensors", b"half a trial")
     assert run.trials() == []
-    run.write_trial(
-        {"number": 0, "start_s": 0, "seconds": 1}, np.ones((2, 3)), {"network.safetensors": b"whole"}
-    )
+    run.write_trial({"number": 0, "start_s": 0, "seconds": 1}, np.ones((2, 3)), {"network.safetensors": b"whole"})
     assert [trial["number"] for trial in run.trials()] == [0]
     assert run.trial_scores(0).shape == (2, 3)
 
@@ -49,13 +45,9 @@ def test_missing_and_damaged_stages_are_named(tmp_path: Path) -> None:
 def test_two_processes_cannot_work_on_one_run(tmp_path: Path) -> None:
     code = "import sys\nfrom ontarget.plan.run_folder import RunFolder\nwith RunFolder(sys.argv[1]).locked(): pass"
     with RunFolder(tmp_path).locked():
-        other = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-        )
+        other = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "Another process is working on the run" in other.stderr
-    free = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
+    free = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert free.returncode == 0
 
 

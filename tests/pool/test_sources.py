@@ -78,13 +78,9 @@ def test_wordllama_is_the_mean_of_its_rows() -> None:
     from safetensors.torch import load_file
 
     loaded = load(resolve("zoo:wordllama"))
-    table = load_file(package_folder("wordllama") / "weights" / "l2_supercat_256.safetensors")[
-        "embedding.weight"
-    ]
+    table = load_file(package_folder("wordllama") / "weights" / "l2_supercat_256.safetensors")["embedding.weight"]
     [ids] = loaded.preprocess(["a plain sentence"])["input_ids"]
-    np.testing.assert_allclose(
-        extract(loaded, ["a plain sentence"])[0], table[ids].float().mean(0), atol=1e-6
-    )
+    np.testing.assert_allclose(extract(loaded, ["a plain sentence"])[0], table[ids].float().mean(0), atol=1e-6)
 
 
 @pytest.mark.parametrize("version", [0, 1, 2])
@@ -112,9 +108,7 @@ def test_random_control_differs_in_weights_and_not_in_shape() -> None:
 
 def test_pixels_are_pixels() -> None:
     image = np.full((16, 16, 3), 51, dtype=np.uint8)
-    np.testing.assert_allclose(
-        extract(load(resolve("control:pixels")), [image]), np.full((1, 768), 0.2), atol=1e-6
-    )
+    np.testing.assert_allclose(extract(load(resolve("control:pixels")), [image]), np.full((1, 768), 0.2), atol=1e-6)
 
 
 def test_array_is_the_identity() -> None:
@@ -133,6 +127,4 @@ def test_a_local_folder_is_a_source(tmp_path: Path) -> None:
 def test_order_of_rows_does_not_depend_on_batches() -> None:
     loaded = load(resolve("zoo:minilm"))
     texts = [f"{'word ' * (number % 7)}{number}" for number in range(20)]
-    np.testing.assert_allclose(
-        extract(loaded, texts, batch_size=3), extract(loaded, texts, batch_size=20), atol=1e-5
-    )
+    np.testing.assert_allclose(extract(loaded, texts, batch_size=3), extract(loaded, texts, batch_size=20), atol=1e-5)

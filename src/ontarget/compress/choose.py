@@ -224,7 +224,7 @@ def _size_mb(path: Path) -> float:
 
 
 def _weights_mb(network: torch.nn.Module) -> float:
-    return sum(value.numel() * value.element_size() for value in network.state_dict().values()) / 2**20
+    return float(sum(value.numel() * value.element_size() for value in network.state_dict().values())) / 2**20
 
 
 def _progress(context: Context, done: int, what: str) -> None:
