@@ -58,9 +58,9 @@ def contrastive(
     *,
     outputs: int,
     class_names: Sequence[str] = (),
-    steps: int = 4,
-    learning_rate: float = 2e-4,
-    trainable_layers: int = 2,
+    steps: int = 3,
+    learning_rate: float = 3e-4,
+    trainable_layers: int = 3,
     average: float = 1.0,
     context: Context = Context(),
 ) -> Contrastive:
@@ -179,7 +179,7 @@ def prototype_head(
     A prototype is the mean direction of its class's rows, seen from the mean of the classes, plus ``name_weight``
     times the direction of the class's name (names (C, D)), seen from the mean name.
     """
-    prototypes, directions, centre = _prototypes(features, targets, outputs)
+    prototypes, _, centre = _prototypes(features, targets, outputs)
     if names is not None:
         prototypes = prototypes + name_weight * _unit(names - names.mean(axis=0))
     weight = prototypes * scale / max(float(np.mean(np.linalg.norm(features - centre, axis=1))), 1e-12)
