@@ -62,9 +62,7 @@ def main() -> None:
     shutil.rmtree(arguments.folder, ignore_errors=True)
     arguments.folder.mkdir(parents=True)
     start = time.perf_counter()
-    subprocess.run(
-        [*fit, "--run", str(arguments.folder / "undisturbed")], check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([*fit, "--run", str(arguments.folder / "undisturbed")], check=True, stdout=subprocess.DEVNULL)
     length_s = time.perf_counter() - start
     expected = outcome(arguments.folder / "undisturbed")
     draw = random.Random(arguments.seed)
@@ -72,9 +70,7 @@ def main() -> None:
     for number in range(arguments.kills):
         run = arguments.folder / f"killed-{number:02d}"
         moment_s = draw.uniform(0.0, length_s)
-        process = subprocess.Popen(
-            [*fit, "--run", str(run)], stdout=subprocess.DEVNULL, start_new_session=True
-        )
+        process = subprocess.Popen([*fit, "--run", str(run)], stdout=subprocess.DEVNULL, start_new_session=True)
         try:
             process.wait(moment_s)
         except subprocess.TimeoutExpired:

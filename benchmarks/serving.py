@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import httpx
+
 from record import record
 
 
@@ -32,9 +33,7 @@ def rows_of(bundle: Path) -> list[object]:
     return list(selftest["inputs"])
 
 
-async def client(
-    address: str, bodies: list[bytes], count: int, times: list[float], errors: list[str]
-) -> None:
+async def client(address: str, bodies: list[bytes], count: int, times: list[float], errors: list[str]) -> None:
     async with httpx.AsyncClient(base_url=address, timeout=60) as http:
         for number in range(count):
             start = time.perf_counter()
@@ -51,15 +50,11 @@ async def client(
             times.append(1000 * (time.perf_counter() - start))
 
 
-async def load(
-    address: str, bodies: list[bytes], requests: int, clients: int
-) -> tuple[list[float], list[str], float]:
+async def load(address: str, bodies: list[bytes], requests: int, clients: int) -> tuple[list[float], list[str], float]:
     times: list[float] = []
     errors: list[str] = []
     start = time.perf_counter()
-    await asyncio.gather(
-        *(client(address, bodies, requests // clients, times, errors) for _ in range(clients))
-    )
+    await asyncio.gather(*(client(address, bodies, requests // clients, times, errors) for _ in range(clients)))
     return times, errors, time.perf_counter() - start
 
 

@@ -40,16 +40,12 @@ def main() -> None:
             "pool": ["zoo:efficientnet-lite0", "control:pixels", "control:random-efficientnet-lite0"],
         },
     }
-    table = Table(
-        "target", "model", "test score", "best baseline", "latency p50", "bundle", title="OnTarget demo"
-    )
+    table = Table("target", "model", "test score", "best baseline", "latency p50", "bundle", title="OnTarget demo")
     runs = {}
     for name, fields in tasks.items():
         console.print(f"[bold]{name}[/]")
         with console_progress() as progress:
-            run = ontarget.fit(
-                fields.pop("data"), run=FOLDER / name.split(":")[0], progress=progress, **fields
-            )
+            run = ontarget.fit(fields.pop("data"), run=FOLDER / name.split(":")[0], progress=progress, **fields)
         runs[name] = run
         evidence, bundle = run.report["evidence"], run.report["bundle"]
         best = max(evidence["baselines"], key=lambda row: row["value"])

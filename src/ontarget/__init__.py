@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it; imported on first use, so that `import ontarget` stays light.
 _PUBLIC = {
     "Limits": "ontarget.task",
+    "Run": "ontarget.fitting",
     "OnTargetError": "ontarget.errors",
     "Task": "ontarget.task",
     "fit": "ontarget.fitting",  # not fit.py: the module would take the function's name once imported

@@ -327,6 +327,12 @@ def main() -> None:
     except OnTargetError as error:
         typer.secho(f"ontarget: {error}", fg="red", err=True)
         raise SystemExit(2) from None
+    except ValueError as error:
+        # Raised by the runtime, which knows nothing of OnTarget's own errors.
+        if type(error).__name__ not in ("InputError", "BundleError"):
+            raise
+        typer.secho(f"ontarget: {error}", fg="red", err=True)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         typer.secho("ontarget: stopped; finished work is kept (ontarget fit --resume RUN)", fg="yellow", err=True)
         raise SystemExit(130) from None

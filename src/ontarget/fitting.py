@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ontarget.errors import LimitError, RunError
 from ontarget.plan.run_folder import Clock, RunFolder, write_atomic
 from ontarget.task import Request, load_task, write_toml
@@ -251,6 +253,8 @@ class _Work:
 
         if self.request.pool:
             return list(self.request.pool)
+        if self.data.modality == "features":
+            return [f"control:array-{np.asarray(self.data.train.inputs).shape[1]}"]
         return [source.locator for source in default_pool(self.data.modality)]
 
     def _admission(self) -> None:

@@ -21,7 +21,8 @@ def picture(side: int = 32, seed: int = 0) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("magnitude", "factor", "bits", "threshold"), [(0, 0.1, 1, 0), (5, 1.0, 2, 128), (10, 1.9, 4, 256), (9, 1.72, 3, 230)]
+    ("magnitude", "factor", "bits", "threshold"),
+    [(0, 0.1, 1, 0), (5, 1.0, 2, 128), (10, 1.9, 4, 256), (9, 1.72, 3, 230)],
 )
 def test_level_maps_by_hand(magnitude: float, factor: float, bits: int, threshold: int) -> None:
     assert enhance_factor(magnitude) == pytest.approx(factor)

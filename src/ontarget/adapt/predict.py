@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ontarget.runtime.preprocess import Preprocess
+from ontarget.runtime.preprocess import InputError, Preprocess
 from ontarget.values import Array, Context
 
 
@@ -30,7 +30,11 @@ def predict_scores(
         for start in range(0, len(inputs), batch_size):
             rows = order[start : start + batch_size]
             batch = inputs[rows] if isinstance(inputs, np.ndarray) else [inputs[int(row)] for row in rows]
-            tensors = [torch.from_numpy(value).to(context.device) for value in preprocess(batch).values()]
+            try:
+                prepared = preprocess(batch)
+            except InputError as error:
+                raise error.at(rows) from error
+            tensors = [torch.from_numpy(value).to(context.device) for value in prepared.values()]
             parts.append(network(*tensors).float().cpu().numpy())
     scores = np.empty((len(inputs), parts[0].shape[1]), dtype=np.float32)
     scores[order] = np.concatenate(parts)

@@ -81,6 +81,7 @@ def run_trial(job: TrialJob, data: TargetData, progress: Any = None) -> TrialOut
     import torch
 
     from ontarget.adapt.metric import metric_value
+    from ontarget.runtime.preprocess import InputError
 
     start = time.monotonic()
     if job.threads:
@@ -91,7 +92,7 @@ def run_trial(job: TrialJob, data: TargetData, progress: Any = None) -> TrialOut
         fitted = _RUNNERS[job.recipe.method](job, data, context)
         if not np.isfinite(fitted.scores).all():
             raise RunError("The model gives scores that are not finite.", next_step="lower the learning rate")
-    except OnTargetError as error:
+    except (OnTargetError, InputError) as error:
         return TrialOutcome(job.number, "failed", str(error), seconds=time.monotonic() - start)
     except (MemoryError, RuntimeError) as error:
         return TrialOutcome(job.number, "failed", _explained(error), seconds=time.monotonic() - start)

@@ -12,6 +12,7 @@ import torch
 
 from ontarget.pool.cache import cached_array, key_of
 from ontarget.pool.source import Source
+from ontarget.runtime.preprocess import InputError
 from ontarget.values import Array, Context, Loaded
 
 BATCH_ROWS = 32  # (choice)
@@ -37,7 +38,11 @@ def extract(
         for start in range(0, len(inputs), batch_size):
             rows = order[start : start + batch_size]
             batch = inputs[rows] if isinstance(inputs, np.ndarray) else [inputs[int(row)] for row in rows]
-            tensors = [torch.from_numpy(value).to(context.device) for value in loaded.preprocess(batch).values()]
+            try:
+                prepared = loaded.preprocess(batch)
+            except InputError as error:
+                raise error.at(rows) from error
+            tensors = [torch.from_numpy(value).to(context.device) for value in prepared.values()]
             features[rows] = encoder(*tensors).float().cpu().numpy()
             if context.progress:
                 context.progress(min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}")

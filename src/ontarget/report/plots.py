@@ -162,7 +162,7 @@ def curves(series: Sequence[Mapping[str, Any]], *, label: str) -> Markup:
 def confusion(table: Sequence[Sequence[int]], classes: Sequence[str]) -> Markup:
     """Rows: true classes; columns: predicted ones; colour by share of the row."""
     count = len(classes)
-    if not count:
+    if not count or not table:
         return Markup("")
     left, top = 150, 26
     cell = max(5.0, min(56.0, (WIDTH - left - 10) / count))

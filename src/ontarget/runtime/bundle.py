@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .preprocess import Array, Preprocess
+from .preprocess import Array, InputError, Preprocess
 
 FORMAT_VERSION = 1
 BATCH_ROWS = 32
@@ -51,7 +51,11 @@ class Bundle:
         for start in range(0, len(order), BATCH_ROWS):
             rows = order[start : start + BATCH_ROWS]
             batch = inputs[rows] if isinstance(inputs, np.ndarray) else [inputs[int(row)] for row in rows]
-            parts.append(self._session.run(["scores"], self.preprocess(batch))[0])
+            try:
+                tensors = self.preprocess(batch)
+            except InputError as error:
+                raise error.at(rows) from error
+            parts.append(self._session.run(["scores"], tensors)[0])
         scores = np.empty((len(inputs), parts[0].shape[1]), dtype=np.float32)
         scores[order] = np.concatenate(parts)
         return scores

@@ -27,7 +27,15 @@ MAX_IMAGE_PIXELS = 64_000_000
 
 
 class InputError(ValueError):
-    """An input that cannot be turned into tensors; the message names the row."""
+    """An input that cannot be turned into tensors; the message names the row, where it is one row's fault."""
+
+    def __init__(self, problem: str, row: int | None = None) -> None:
+        super().__init__(problem if row is None else f"row {row}: {problem}")
+        self.problem, self.row = problem, row
+
+    def at(self, rows: Sequence[int] | Array) -> InputError:
+        """The same for a batch that holds these rows of a larger call."""
+        return InputError(self.problem, None if self.row is None else int(rows[self.row]))
 
 
 @dataclass(frozen=True)
@@ -142,7 +150,7 @@ def _checked_text(text: Any, row: int) -> Any:
         return text
     if isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
         return tuple(text)
-    raise InputError(f"row {row}: expected a text or a pair of texts, got {type(text).__name__}")
+    raise InputError(f"expected a text or a pair of texts, got {type(text).__name__}", row)
 
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
@@ -248,22 +256,21 @@ def open_image(image: Any, row: int = 0) -> Any:
         elif isinstance(image, (str, Path)):
             image = Image.open(image)
         elif not isinstance(image, Image.Image):
-            raise InputError(f"row {row}: expected an image, its path or its bytes, got {type(image).__name__}")
+            raise InputError(f"expected an image, its path or its bytes, got {type(image).__name__}", row)
         if image.width * image.height > MAX_IMAGE_PIXELS:
-            raise InputError(f"row {row}: image of {image.width} x {image.height} has over {MAX_IMAGE_PIXELS:,} pixels")
+            raise InputError(f"image of {image.width} x {image.height} has over {MAX_IMAGE_PIXELS:,} pixels", row)
         return ImageOps.exif_transpose(image)
     except InputError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         what = f"'{image}'" if isinstance(image, (str, Path)) else "the given bytes"
-        raise InputError(f"row {row}: {what} cannot be read as an image ({type(error).__name__}: {error})") from error
+        raise InputError(f"{what} cannot be read as an image ({type(error).__name__}: {error})", row) from error
 
 
 def _checked_pixels(image: Array, row: int) -> Array:
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise InputError(
-            f"row {row}: an image array must be uint8 of shape (H, W) or (H, W, 3), got {image.dtype} {image.shape}"
-        )
+        shapes = "(H, W) or (H, W, 3)"
+        raise InputError(f"an image array must be uint8 of shape {shapes}, got {image.dtype} {image.shape}", row)
     return image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
@@ -308,7 +315,7 @@ def _array(preprocess: Preprocess, rows: Sequence[Any] | Array) -> Tensors:
         raise InputError(f"features must have shape (N, {dim}), got {features.shape}")
     broken = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(broken):
-        raise InputError(f"row {int(broken[0])}: features hold NaN or infinity")
+        raise InputError("features hold NaN or infinity", int(broken[0]))
     return {"features": features}
 
 

@@ -4,8 +4,7 @@ What a client sends is never trusted: the body is counted while it arrives, rows
 checked before any work, and a request that takes too long is answered with 503 while its work runs out.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: FastAPI reads those of the handlers, which are defined inside `make_app`.
 import asyncio
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +69,7 @@ def make_app(bundle: Any, limits: ServerLimits = ServerLimits()) -> Any:
 
     app = FastAPI(
         title=f"OnTarget: {info.get('name', 'model')}",
-        version=str(info.get("created", "")),
+        version=str(info.get("created") or "1"),
         description=f"{info['kind']} of {modality}. At most {limits.max_rows} rows and {limits.max_body_mb:g} MiB a "
         f"request, {limits.timeout_s:g} s.",
         docs_url="/docs",
@@ -192,36 +191,34 @@ class _BodyLimit:
         if not declared.isdigit() or int(declared) > self.max_bytes:
             await self._refuse(send)
             return
-        received, answered = 0, False
-
-        async def counted_receive() -> Any:
-            nonlocal received
+        # The body is taken in here, up to the limit, and handed on whole.
+        parts: list[bytes] = []
+        received, more = 0, True
+        while more:
             message = await receive()
-            received += len(message.get("body", b""))
+            if message["type"] != "http.request":
+                return  # the client has gone
+            parts.append(message.get("body", b""))
+            received, more = received + len(parts[-1]), bool(message.get("more_body"))
             if received > self.max_bytes:
-                raise _TooLarge
-            return message
-
-        async def watched_send(message: Any) -> None:
-            nonlocal answered
-            answered = True
-            await send(message)
-
-        try:
-            await self.app(scope, counted_receive, watched_send)
-        except _TooLarge:
-            if not answered:
                 await self._refuse(send)
+                return
+        replayed = False
+
+        async def replay() -> Any:
+            nonlocal replayed
+            if replayed:
+                return await receive()
+            replayed = True
+            return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+        await self.app(scope, replay, send)
 
     async def _refuse(self, send: Any) -> None:
         text = f'{{"detail":"The body is too large; at most {self.max_bytes} bytes are allowed."}}'.encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": text})
-
-
-class _TooLarge(Exception):
-    """More bytes than allowed have arrived."""
 
 
 def _example(modality: str, info: dict[str, Any]) -> Any:
