@@ -89,7 +89,8 @@ def linear_head(
     folds: (N,) fold of each row: strengths are judged out of fold, then the head is fitted on all rows.
     validation: (features, targets) that judge instead; the head is then fitted on the training rows alone.
         With neither, five stratified folds are made.
-    tolerance: see `logistic_path`; by default 0.001 up to SMALL_ROWS rows and 0.03 beyond, then in float32 (choice: with few rows strong penalties win, and there a loose fit is all bias).
+    tolerance: see `logistic_path`; by default 0.001 up to SMALL_ROWS rows and 0.03 beyond, then in float32
+        (choice: with few rows strong penalties win, and there a loose fit is all bias).
     Raises DataError: shapes that do not fit, values that are not finite. SettingError: an empty or negative
         grid.
     """
