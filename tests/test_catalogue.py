@@ -8,7 +8,7 @@ from ontarget.catalogue import all_methods, print_methods, search
 
 def test_every_method_can_be_loaded():
     methods = all_methods()
-    assert {"tmi", "logme", "linear_probe"} <= {method.name for method in methods}
+    assert {"tmi", "logme", "linear_probe", "lion", "randaugment", "contrastive"} <= {method.name for method in methods}
     assert len({method.module for method in methods}) == len(methods)
     for method in methods:
         assert callable(method.load())
@@ -20,7 +20,8 @@ def test_every_method_can_be_loaded():
 def test_search_ranks_by_words():
     assert search("LogME")[0].name == "logme"
     assert search("entropy of features")[0].name == "tmi"
-    assert search("few labels")[0].name == "linear_probe"
+    assert search("few labels")[0].name == "contrastive"
+    assert search("optimizer for large batches")[0].name == "lion"
     assert search("20")[0].number == 20
     assert search("zebra") == []
     assert search("") == list(all_methods())

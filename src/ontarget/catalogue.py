@@ -52,8 +52,10 @@ class Method:
         return f"ontarget.{self.room.replace('/', '.')}.{self.name}"
 
     def load(self) -> Callable[..., Any]:
-        """The callable: the attribute called ``name`` of the module called ``name``."""
-        function: Callable[..., Any] = getattr(importlib.import_module(self.module), self.name)
+        """The callable: the attribute called ``name``, in whatever capitals, of the module called ``name``."""
+        module = importlib.import_module(self.module)
+        name = next(key for key in vars(module) if key.lower() == self.name)
+        function: Callable[..., Any] = getattr(module, name)
         return function
 
 
