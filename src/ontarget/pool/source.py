@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 from dataclasses import dataclass, replace
@@ -56,6 +57,26 @@ CONTROLS = (
     Source("control:pixels", "image", "16 x 16 pixels as they are"),
     Source("control:array", "features", "the features as they are (control:array-64: with 64 columns)"),
 )
+
+
+def stamp(source: Source) -> str | None:
+    """What changes when a source's files change: their names, sizes and times. None where that cannot be told.
+
+    Cheap: no file is read, so that a stored ranking can be found without loading a model.
+    """
+    scheme, _, name = source.locator.partition(":")
+    if scheme == "control":
+        return "control"
+    if source.package:
+        found = importlib.util.find_spec(source.package)
+        folder = Path(found.origin).parent if found and found.origin else None
+    else:
+        folder = Path(name) if scheme == "file" else None
+    if folder is None:
+        return None
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    listing = [(path.name, status.st_size, status.st_mtime_ns) for path in files if (status := path.stat())]
+    return hashlib.sha256(repr(listing).encode()).hexdigest()
 
 
 def zoo() -> tuple[Source, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ontarget.errors import OnTargetError, SettingError
-from ontarget.values import Array, Context, Ranking, TargetData
+from ontarget.values import Array, Context, Ranked, Ranking, Score, TargetData
 
 RANKING_ROWS = 2000  # rows that scores are computed on, at most (choice)
 
@@ -93,10 +93,44 @@ def rank(
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
     data = load_data(request.task)
     locators = list(request.pool) or [source.locator for source in default_pool(data.modality)]
+    if data.modality == "features":
+        locators = [f"control:array-{np.asarray(data.train.inputs).shape[1]}"]
+    key = _ranking_key(locators, data, request.task.max_length)
+    if key is None:
+        return _rank_now(locators, data, request.task, threads, progress)
+
+    from dataclasses import asdict
+
+    from ontarget.pool.cache import cached_json
+
+    stored, _ = cached_json(
+        key, lambda: asdict(_rank_now(locators, data, request.task, threads, progress)), room="rankings"
+    )
+    return Ranking(stored["decided_by"], tuple(_as_ranked(entry) for entry in stored["entries"]))
+
+
+def _rank_now(locators: Sequence[str], data: TargetData, task: Any, threads: int | None, progress: Any) -> Ranking:
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    context = Context(seed=request.task.seed, progress=progress)
-    ranking, _ = rank_sources(locators, data, max_length=request.task.max_length, context=context)
-    return ranking
+    context = Context(seed=task.seed, progress=progress)
+    return rank_sources(locators, data, max_length=task.max_length, context=context)[0]
+
+
+def _ranking_key(locators: Sequence[str], data: TargetData, max_length: int | None) -> str | None:
+    """Key of a stored ranking: the rows, the sources' files and this version; None where a source has no stamp."""
+    from ontarget import __version__
+    from ontarget.pool import resolve
+    from ontarget.pool.cache import key_of
+    from ontarget.pool.source import stamp
+
+    stamps = [stamp(resolve(locator)) for locator in locators]
+    if any(entry is None for entry in stamps):
+        return None
+    return key_of("ranking-1", __version__, data.fingerprint, list(locators), stamps, max_length, RANKING_ROWS)
+
+
+def _as_ranked(entry: dict[str, Any]) -> Ranked:
+    scores = {name: Score(**score) for name, score in entry["scores"].items()}
+    return Ranked(**{**entry, "scores": scores, "notes": tuple(entry["notes"])})
