@@ -3,8 +3,9 @@
 sh benchmarks/peers/setup_setfit.sh PEER && python benchmarks/few_labels_data.py --out DATA
 python benchmarks/setfit_peer.py --python PEER/bin/python --data DATA --work WORK
 
-One thread (--threads 1): with more, OpenMP's threads wait by spinning, which counts as CPU-seconds, on a busy
-machine most of them. Splits already in WORK are not run again.
+One thread (--threads 1), as CPU-seconds depend on it: on a busy 2-core machine one and the same split took 103 with
+two threads and 33 with one, probably because OpenMP's threads wait by spinning. Give both sides the same number.
+Splits already in WORK are not run again.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def collect(work: Path, sets: list[str], seeds: list[int], threads: int) -> None
         note="CPU-seconds of the training call (pairs, fine-tuning, head), and with import and loading beside it. "
         "Where load_average_1m is above the number of cores the machine was shared: wall_s says nothing then, and "
         "CPU-seconds are somewhat too high.",
+        command="python benchmarks/setfit_peer.py --python PEER/bin/python --data DATA --work WORK",
         threads=threads,
         medians=medians,
         runs=found,

@@ -48,7 +48,7 @@ def main() -> None:
         hyperparameters[name] = _value(value)
     stages.mark("data")
     with tempfile.TemporaryDirectory() as folder:
-        predictor = MultiModalPredictor(label="label", eval_metric="accuracy", path=f"{folder}/model", verbosity=1)
+        predictor = MultiModalPredictor(label="label", eval_metric="accuracy", path=f"{folder}/model", verbosity=2)
         predictor.fit(train, time_limit=options.budget_s, seed=options.seed, hyperparameters=hyperparameters)
         stages.mark("fit")
         predicted = np.asarray(predictor.predict(test.drop(columns="label")))
@@ -72,7 +72,7 @@ def main() -> None:
         peer="AutoGluon multimodal, defaults",
         seed=options.seed,
         budget_s=options.budget_s,
-        hyperparameters=hyperparameters,
+        hyperparameters=hyperparameters | {f"model.{model}.checkpoint_name": options.model.name},
         settings=settings,
         classes=int(train["label"].nunique()),
         train_rows=len(train),
