@@ -15,32 +15,37 @@ from ontarget.values import Array, Context, TargetData
 def collect_evidence(
     run: RunFolder, data: TargetData, assemble: Callable[[int], tuple[Any, Any]], context: Context, task: Task
 ) -> dict[str, Any]:
-    """Score the bundle and the baselines on the test rows and compare them; see `judge.evidence`.
-
-    The scores are stored before anything is computed from them: a run that is killed here does not score again.
-    """
+    """Score the bundle and the baselines on the test rows, once, and compare them; see `judge.evidence`."""
     from ontarget.adapt.predict import predict_scores
     from ontarget.judge.evidence import judge
+    from ontarget.judge.once import model_digest, score_once, touches
     from ontarget.runtime import load_bundle
 
-    path = run.path / "test-scores.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            scores = {name: stored[name] for name in stored.files}
-    else:
-        scores = {"bundle": load_bundle(run.path / "bundle").scores(data.test.inputs)}
-        for name, number in baseline_trials(run).items():
+    bundle = load_bundle(run.path / "bundle")
+    baselines = baseline_trials(run)
+
+    def score() -> dict[str, Array]:
+        scores = {"bundle": bundle.scores(data.test.inputs)}
+        for name, number in baselines.items():
             if name == "majority":  # the same scores for every row, as on validation rows
                 scores[name] = np.repeat(run.trial_scores(number)[:1], len(data.test), axis=0)
             else:
                 preprocess, network = assemble(number)
                 scores[name] = predict_scores(network, preprocess, data.test.inputs, context=context)
-        zero_shot = _zero_shot(run, data, task, context)
-        if zero_shot is not None:
-            scores["zero-shot"] = zero_shot
-        _save(path, scores)
+        unlabelled = _zero_shot(run, data, task, context)
+        return scores if unlabelled is None else {**scores, "zero-shot": unlabelled}
+
+    scores = score_once(run.path, model_digest(bundle.info["files"]), score)
     final = scores.pop("bundle")
-    return judge(data, final, scores, stages=_stages(run, data), seed=task.seed)
+    chosen = run.read("decision")["number"]
+    same = {name for name, number in baselines.items() if number == chosen}
+    evidence = judge(data, final, scores, stages=_stages(run, data), same=same, seed=task.seed)
+    for row in evidence["baselines"]:
+        row["trial"] = baselines.get(row["name"])
+    evidence["touches"] = [
+        {name: touch[name] for name in ("when", "model", "rows", "forced")} for touch in touches(run.path)
+    ]
+    return evidence
 
 
 def baseline_trials(run: RunFolder) -> dict[str, int]:
@@ -73,15 +78,17 @@ def _zero_shot(run: RunFolder, data: TargetData, task: Task, context: Context) -
     sources = [
         entry["source"] for entry in run.read("ranking")["entries"] if not entry["source"].startswith("control:")
     ]
-    if not sources or all(name.lstrip("-").isdigit() for name in data.classes):
+    from ontarget.judge.zero_shot import class_sentences, nameable, zero_shot
+
+    if not sources or not nameable(data.classes):
         return None
-    from ontarget.judge.zero_shot import zero_shot
     from ontarget.pool import load, resolve
     from ontarget.pool.features import extract
 
     loaded = load(resolve(sources[0]), max_length=task.max_length)
     texts = [text if isinstance(text, str) else " ".join(text) for text in data.test.inputs]
-    return zero_shot(extract(loaded, texts, context=context), extract(loaded, list(data.classes), context=context))
+    names = extract(loaded, class_sentences(data.classes), context=context)
+    return zero_shot(extract(loaded, texts, context=context), names.reshape(-1, len(data.classes), names.shape[1]))
 
 
 def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
@@ -131,14 +138,3 @@ def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
         }
     )
     return steps
-
-
-def _save(path: Any, scores: dict[str, Array]) -> None:
-    import io
-
-    from ontarget.plan.run_folder import write_atomic
-
-    buffer = io.BytesIO()
-    plain: dict[str, Any] = {name: np.asarray(value, dtype=np.float32) for name, value in scores.items()}
-    np.savez(buffer, **plain)
-    write_atomic(path, buffer.getvalue())

@@ -158,7 +158,7 @@ def residuals(predicted: Array, targets: Array, *, seed: int = 0) -> dict[str, A
 def _worst(data: TargetData, scores: Array) -> list[dict[str, Any]]:
     """The rows with the largest loss, worst first; for classification, errors alone."""
     targets = data.test.targets
-    rows = []
+    rows: list[tuple[Any, dict[str, Any]]] = []
     if data.kind == "regression":
         loss = np.abs(scores[:, 0] - targets)
         for at in np.argsort(-loss, kind="stable")[:WORST_ROWS]:

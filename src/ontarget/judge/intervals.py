@@ -7,7 +7,7 @@ right, and where it matters the class and what the models said), and rows of one
 multinomial, whatever the number of rows. Ranks within a resample follow from the counts in sorted order, so that
 Spearman's correlation needs no sorting again.
 Left out: BCa.
-Checked in tests/judge/test_judge_intervals.py: every metric against `metric_value` on rows that are really drawn, coverage.
+Checked in tests/judge/test_judge_intervals.py: every metric against `metric_value` on drawn rows; coverage.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ def sign_flip_test(differences: Array, *, seed: int = 0, swaps: int = SWAPS) -> 
     return (1 + beyond) / (1 + swaps)
 
 
-def swap_test_macro_f1(
-    model: Array, baseline: Array, targets: Array, *, seed: int = 0, swaps: int = SWAPS
-) -> float:
+def swap_test_macro_f1(model: Array, baseline: Array, targets: Array, *, seed: int = 0, swaps: int = SWAPS) -> float:
     """Two-sided p-value that two models have the same macro F1, from random swaps of their predictions.
 
     Rows with the same class and the same two predictions are alike: how many of them are swapped is binomial.
