@@ -103,6 +103,7 @@ def test_inputs_are_shown_short(tmp_path) -> None:  # type: ignore[no-untyped-de
     assert shown("x" * 1000, "text").endswith(" …")
     assert len(shown("x" * 1000, "text")) < 410
     assert shown(("a", "b"), "text") == "a | b"
+    assert shown("half a pair \ud83d", "text") == "half a pair ?"
     assert shown(np.arange(20.0), "features").endswith("…")
     kind, content = shown(np.zeros((500, 400), dtype=np.uint8), "image").split(",")
     assert kind == "data:image/png;base64"

@@ -18,6 +18,7 @@ def shown(entry: Any, modality: str) -> str:
     """
     if modality == "text":
         text = entry if isinstance(entry, str) else " | ".join(entry)
+        text = text.encode("utf-8", "replace").decode()  # half a surrogate pair fits in no file
         return text if len(text) <= EXCERPT_CHARACTERS else text[:EXCERPT_CHARACTERS] + " …"
     if modality == "features":
         numbers = ", ".join(f"{value:.3g}" for value in np.asarray(entry)[:SHOWN_NUMBERS])

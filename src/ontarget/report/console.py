@@ -1,12 +1,21 @@
-"""What the terminal shows: a ranking, or the result of a run in a few lines."""
+"""What the terminal shows: a ranking, or a run's result in a few lines. The user's text is never read as markup."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ontarget.report import words
+from ontarget.report.verdict import metric_name, standing, verdict
 from ontarget.values import Ranking
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+TONES = {"better": "green", "alike": "yellow", "worse": "red", "unknown": "dim", "same": "dim"}
+MARKS = {"better": "✓", "alike": "≈", "worse": "✕", "same": "="}
+SHOWN_BASELINES = 8
 
 
 def ranking_as_dict(ranking: Ranking) -> dict[str, Any]:
@@ -16,59 +25,93 @@ def ranking_as_dict(ranking: Ranking) -> dict[str, Any]:
     return asdict(ranking)
 
 
-def print_ranking(ranking: Ranking) -> None:
+def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
     """One line a source: the deciding score with its interval, the other scores, costs."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     names = list(dict.fromkeys(name for entry in ranking.entries for name in entry.scores))
     others = [name for name in names if name != ranking.decided_by]
-    table = Table("", "source", f"{ranking.decided_by} [95%]", *others, "D", "features s", "scores s")
+    table = Table("", "source", f"{ranking.decided_by} \\[95%]", *others, "D", "features s", "scores s")
     for place, entry in enumerate(ranking.entries, start=1):
         decided = entry.scores[ranking.decided_by]
         close = " ≈" if entry.too_close and place > 1 else ""
         table.add_row(
             str(place),
-            entry.source,
-            f"{decided.value:.3f} [{decided.low:.3f}, {decided.high:.3f}]{close}",
+            escape(entry.source),
+            f"{decided.value:.3f} \\[{decided.low:.3f}, {decided.high:.3f}]{close}",
             *(f"{entry.scores[name].value:.3f}" if name in entry.scores else "" for name in others),
             str(entry.dim),
             f"{entry.features_s:.1f}" if entry.features_s else "cached",
             f"{sum(score.seconds for score in entry.scores.values()):.2f}",
         )
-    console = Console()
+    console = console or Console()
     console.print(table)
     if any(entry.too_close for entry in ranking.entries[1:]):
         console.print("≈ too close to call: the interval overlaps that of the first")
 
 
-def print_report(report: Mapping[str, Any], path: Path) -> None:
-    """The result: what was chosen, how good, against what, at which cost, and where everything is."""
+def print_report(report: Mapping[str, Any], path: Path, console: Console | None = None) -> None:
+    """The result: what was chosen, how good, against what, at which cost, and where everything is.
+
+    Parts that the report lacks are left out.
+    """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    console = Console()
-    evidence, bundle, costs = report["evidence"], report["bundle"], report["costs"]
-    test = evidence["test"]
-    console.print(f"\n[bold]{report['decision']['title']}[/], deployed as {bundle['form']}")
-    console.print(report["decision"]["reason"])
-    table = Table("on the test rows", evidence["metric"], "95%", "difference", "p")
-    table.add_row("[bold]this model[/]", f"{test['value']:.4f}", f"[{test['low']:.4f}, {test['high']:.4f}]", "", "")
-    for row in evidence["baselines"]:
-        table.add_row(
-            row["name"],
-            f"{row['value']:.4f}",
-            f"[{row['low']:.4f}, {row['high']:.4f}]",
-            f"{row['difference']:+.4f}",
-            f"{row['p_value']:.3g}",
-        )
-    console.print(table)
-    limit = report["limits"].get("latency_ms")
-    against = f" (limit {limit:g} ms)" if limit else ""
-    console.print(
-        f"latency p50 {bundle['latency_p50_ms']:.2f} ms, p95 {bundle['latency_p95_ms']:.2f} ms{against}, "
-        f"bundle {bundle['size_mb']:.1f} MiB, {costs['total_s']:.0f} s of {costs['budget_s']:.0f} s"
-    )
-    for warning in report["data"]["warnings"]:
-        console.print(f"[yellow]note[/] {warning}")
-    console.print(f"report  {path / 'report.html'}\nbundle  {bundle['path']}")
+    console = console or Console()
+    evidence, bundle, decision = (report.get(name) or {} for name in ("evidence", "bundle", "decision"))
+    found = verdict(report)
+    form = f", deployed as {bundle['form']}" if bundle.get("form") else ""
+    console.print()
+    console.print(Text.assemble((str(decision.get("title", report.get("run", ""))), "bold"), form))
+    console.print(Text(found.headline, style=f"bold {TONES[found.tone]}"))
+    for sentence in found.sentences:
+        console.print(Text(sentence))
+    for sentence in found.warnings:
+        console.print(Text(sentence, style="red"))
+    test = evidence.get("test") or {}
+    if evidence.get("baselines"):
+        table = Table("on the test rows", metric_name(evidence.get("metric")), "95%", "lead", "p", "")
+        table.add_row(Text("this model", style="bold"), words.number(test.get("value")), _ends(test, "low", "high"))
+        for row in evidence["baselines"][:SHOWN_BASELINES]:
+            kind = standing(row)
+            table.add_row(
+                Text(str(row.get("name"))),
+                words.number(row.get("value")),
+                _ends(row, "low", "high"),
+                words.signed(row.get("difference")),
+                "" if row.get("same_model") else words.p_value(row.get("p_value")),
+                Text(MARKS[kind], style=TONES[kind]),
+            )
+        console.print(table)
+        console.print(Text("✓ better, ≈ not shown to be better, ✕ worse, = the same model", style="dim"))
+    console.print(Text(_costs(report)), soft_wrap=True)
+    for warning in (report.get("data") or {}).get("warnings") or ():
+        console.print(Text.assemble(("note ", "yellow"), str(warning)), soft_wrap=True)
+    console.print(Text(f"report  {path / 'report.html'}"), soft_wrap=True)
+    if bundle.get("path"):
+        console.print(Text(f"bundle  {bundle['path']}"), soft_wrap=True)
+
+
+def _ends(row: Mapping[str, Any], low: str, high: str) -> Any:
+    from rich.text import Text
+
+    ends = words.number(row.get(low)), words.number(row.get(high))
+    return Text(f"[{ends[0]}, {ends[1]}]" if all(ends) else "")
+
+
+def _costs(report: Mapping[str, Any]) -> str:
+    bundle, costs = report.get("bundle") or {}, report.get("costs") or {}
+    parts = []
+    for name, text in (("latency_p50_ms", "latency p50"), ("latency_p95_ms", "p95")):
+        if bundle.get(name) is not None:
+            parts.append(f"{text} {bundle[name]:.2f} ms")
+    if bundle.get("size_mb") is not None:
+        parts.append(f"bundle {bundle['size_mb']:.1f} MiB")
+    if costs.get("total_s") is not None:
+        budget = f" of {words.duration(costs['budget_s'])}" if costs.get("budget_s") else ""
+        parts.append(f"{words.duration(costs['total_s'])}{budget}")
+    return ", ".join(parts)
