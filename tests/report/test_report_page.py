@@ -164,6 +164,8 @@ def test_pictures_are_shown_and_only_real_ones(report: dict[str, Any], pixel: st
 def test_predictions_are_compared_with_the_truth(report: dict[str, Any]) -> None:
     """8 trials: 10 s where 8 were predicted, 900 MiB where 1000 were."""
     text = Page(render(report)).text
+    assert "8.0 predicted" in text
+    assert "1,000 predicted" in text
     assert "Predicted seconds were within a factor of 1.2 for half of 8 trials" in text
     assert "Predicted memory was within a factor of 1.1 for half of 8 trials" in text
 

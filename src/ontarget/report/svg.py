@@ -31,7 +31,7 @@ def logarithmic(low: float, high: float, start: float = 0.0, end: float = 100.0)
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round values inside [low, high], about ``count`` of them."""
     span = high - low
-    if span <= 0:
+    if span <= 1e-9 * max(abs(low), abs(high)):
         return [low]
     step = 10 ** math.floor(math.log10(span / count))
     step *= min((1, 2, 5, 10), key=lambda factor: abs(span / (step * factor) - count))
