@@ -154,11 +154,11 @@ def _continue(
 
 def rebuild_report(path: Path | str) -> Run:
     """Write a finished run's report again from what it stored."""
-    from ontarget.report.build import read_report, write_report
+    from ontarget.report.build import read_report
+    from ontarget.report.build import rebuild_report as rebuild
 
-    report = read_report(Path(path))
-    write_report(report, Path(path))
-    return Run(Path(path), report)
+    rebuild(Path(path))
+    return Run(Path(path), read_report(Path(path)))
 
 
 def _comparable(request: Request) -> dict[str, Any]:

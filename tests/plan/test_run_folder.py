@@ -58,3 +58,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomic(path, "text is not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_can_be_read_by_others_and_odd_text_is_written(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "file", to_json({"class": "lone \ud800 surrogate"}))
+    assert (tmp_path / "file").stat().st_mode & 0o044 == 0o044
+    assert json.loads((tmp_path / "file").read_text())["class"] == "lone ? surrogate"

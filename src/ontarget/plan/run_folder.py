@@ -43,15 +43,23 @@ def write_atomic(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
+def _umask() -> int:
+    """The process's file mode mask; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
 def to_json(value: Any) -> bytes:
     """Readable JSON; numpy numbers and arrays become plain ones, NaN and infinity become null."""
-    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
 
 
 def _plain(value: Any) -> Any:

@@ -65,8 +65,7 @@ class Lion(torch.optim.Optimizer):
             # The sign is taken of the interpolation before the momentum moves on.
             updates = torch._foreach_mul(momenta, first)
             torch._foreach_add_(updates, gradients, alpha=1 - first)
-            for update in updates:
-                update.sign_()
+            torch._foreach_sign_(updates)
             torch._foreach_add_(weights, updates, alpha=-group["lr"])
             torch._foreach_mul_(momenta, second)
             torch._foreach_add_(momenta, gradients, alpha=1 - second)
