@@ -102,6 +102,7 @@ def main() -> None:
                 "stages": stages,
                 "trials_before": len(before),
                 "same": same,
+                "same_trials": same_trials,
                 "kept": kept,
             }
         )
