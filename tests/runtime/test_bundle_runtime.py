@@ -128,3 +128,23 @@ def test_nothing_heavy_is_imported_by_the_package() -> None:
     code = "import sys, ontarget, ontarget.cli; print([m for m in ('torch', 'pandas', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_model_that_points_to_other_files_is_refused(tmp_path: Path) -> None:
+    """External data may name any path: such a graph is not even opened."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from ontarget.runtime.session import make_session
+
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    entry = weight.external_data.add()
+    entry.key, entry.value = "location", "../secret"
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["w"], ["y"])], "g", [],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])], [weight],
+    )  # fmt: skip
+    (tmp_path / "m.onnx").write_bytes(helper.make_model(graph).SerializeToString())
+    assert onnx is not None
+    with pytest.raises(ValueError, match="refers to other files"):
+        make_session(tmp_path / "m.onnx")

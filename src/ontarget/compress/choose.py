@@ -11,10 +11,11 @@ import torch
 
 from ontarget.adapt.metric import metric_value, row_scores
 from ontarget.compress import quantize
-from ontarget.compress.export import export_onnx, onnx_session, torch_scores
+from ontarget.compress.export import export_onnx, torch_scores
 from ontarget.device import measure_onnx_memory, measure_side_by_side
 from ontarget.errors import OnTargetError
 from ontarget.runtime.preprocess import Preprocess
+from ontarget.runtime.session import make_session
 from ontarget.task import Limits
 from ontarget.values import Array, Context, Examples, Measurement, Variant
 
@@ -99,7 +100,7 @@ def _make_forms(
         _progress(context, 1, f"making {form}")
         try:
             path = make(folder / f"{form}.onnx")
-            onnx_session(path, threads=1)
+            make_session(path, threads=1)
             paths[form] = path
         except Exception as error:  # the quantizer raises many kinds; a form that cannot be made is no candidate
             if isinstance(error, OnTargetError):
@@ -196,7 +197,7 @@ def _cosine(first: Array, second: Array) -> float:
 
 
 def _onnx_scorer(path: Path, preprocess: Preprocess, threads: int) -> Callable[[Any], Array]:
-    session = onnx_session(path, threads=threads)
+    session = make_session(path, threads=threads)
     return lambda inputs: session.run(["scores"], preprocess(inputs))[0]
 
 

@@ -24,6 +24,9 @@ class MeanPooled(torch.nn.Module):
         self.model = model
         self.normalise = normalise
 
+    def extra_repr(self) -> str:
+        return f"normalise={self.normalise}"  # part of the features' cache key
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         weight = attention_mask.unsqueeze(-1).to(hidden.dtype)
@@ -55,8 +58,13 @@ def load_transformer(locator: str, name: str, max_length: int, *, local: bool, n
     logging.disable_progress_bar()
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-        model = AutoModel.from_pretrained(
-            name, local_files_only=local, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        model, info = AutoModel.from_pretrained(
+            name,
+            local_files_only=local,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError) as error:
         raise SettingError(
@@ -66,14 +74,30 @@ def load_transformer(locator: str, name: str, max_length: int, *, local: bool, n
             next_step="check the name and the network, or download the model and use file:PATH",
         ) from error
     limit = int(getattr(model.config, "max_position_embeddings", max_length) or max_length)
-    if normalise is None:
-        modules = Path(name) / "modules.json"
-        normalise = modules.exists() and any(
-            "Normalize" in module["type"] for module in json.loads(modules.read_text())
+    # Poolers are not used here, and many checkpoints lack them; anything else would run on random weights.
+    missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise SettingError(
+            f"The weights of '{locator}' lack {len(missing)} tensors of its architecture, e.g. {missing[0]}.",
+            option="--pool",
+            next_step="choose a checkpoint of the whole encoder",
         )
+    if normalise is None:
+        normalise = _normalises(name, local=local)
     encoder = MeanPooled(model, normalise=normalise).eval()
     preprocess = tokens_preprocess(tokenizer, min(max_length, limit))
     return Loaded(locator, preprocess, encoder, int(model.config.hidden_size))
+
+
+def _normalises(name: str, *, local: bool) -> bool:
+    """Whether sentence-transformers' modules.json beside the model ends in scaling to length 1."""
+    from transformers.utils import cached_file
+
+    try:
+        path = cached_file(name, "modules.json", local_files_only=local, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return False
+    return path is not None and any("Normalize" in module["type"] for module in json.loads(Path(path).read_text()))
 
 
 def tokens_preprocess(tokenizer: Any, max_length: int) -> Preprocess:

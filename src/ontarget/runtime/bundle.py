@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .preprocess import Array, InputError, Preprocess
+from .session import make_session
 
 FORMAT_VERSION = 1
 BATCH_ROWS = 32
@@ -26,16 +27,13 @@ class Bundle:
     """A loaded model. info: what bundle.json holds (modality, kind, classes, measured, sources, ...)."""
 
     def __init__(self, path: Path, info: dict[str, Any], *, threads: int | None = None) -> None:
-        import onnxruntime
-
         self.path, self.info = path, info
         self.preprocess = Preprocess.load(path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = int(threads if threads is not None else info.get("threads", 0))
-        options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(path / "model.onnx"), options, providers=["CPUExecutionProvider"]
-        )
+        count = int(threads if threads is not None else info.get("threads", 0))
+        try:
+            self._session = make_session(path / "model.onnx", threads=count)
+        except ValueError as error:
+            raise BundleError(str(error)) from error
 
     def scores(self, inputs: Sequence[Any] | Array) -> Array:
         """(N, C) logits, or (N, 1) values in the target's units; rows in the order of ``inputs``.
