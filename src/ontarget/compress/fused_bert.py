@@ -26,7 +26,7 @@ class _Attention(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, heads: int) -> Tensor:
         """hidden (N, T, D), weight (D, 3D) and bias (3D,) of query, key and value, mask int32 (N, T) -> (N, T, D)."""
         rows, length, dim = hidden.shape
-        parts = (hidden @ weight + bias).split(dim, dim=-1)
+        parts = (hidden @ weight + bias).split(dim, dim=-1)  # type: ignore[no-untyped-call]
         query, key, value = (part.view(rows, length, heads, dim // heads).transpose(1, 2) for part in parts)
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask[:, None, None, :].bool()
