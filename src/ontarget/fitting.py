@@ -7,6 +7,7 @@ what is stored is never done again.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -147,7 +148,8 @@ def _continue(
 
     request = load_task(folder.path / "task.toml")
     with folder.locked():
-        work = _Work(folder, request, data, make_executor(executor, address=ray_address), storage, progress)
+        runner = make_executor(executor, address=ray_address, cores=request.threads or os.cpu_count() or 1)
+        work = _Work(folder, request, data, runner, storage, progress)
         work.run_stages()
         return Run(folder.path, work.report())
 
@@ -191,8 +193,6 @@ class _Work:
         storage: str | None,
         progress: Any,
     ) -> None:
-        import os
-
         from ontarget.data import load
 
         started = time.monotonic()
@@ -350,8 +350,9 @@ class _Work:
     def _job(self, number: int, recipe: Recipe, **more: Any) -> Any:
         from ontarget.plan.trial import TrialJob
 
+        threads = min(self.threads, self.executor.cores or self.threads)
         return TrialJob(
-            number, recipe, self.task.seed, device=self.request.device, threads=self.threads,
+            number, recipe, self.task.seed, device=self.request.device, threads=threads,
             max_length=self.task.max_length, **more,
         )  # fmt: skip
 
@@ -485,7 +486,8 @@ class _Work:
         """All forms of a trial's network with their measurements, and why none of them fits ("" if one does)."""
         from dataclasses import asdict
 
-        from ontarget.compress.choose import choose
+        from ontarget.compress.choose import choose, quality_rows
+        from ontarget.judge.paired import compare
 
         preprocess, network = self._assemble(number)
         variants = choose(
@@ -501,10 +503,18 @@ class _Work:
             folder=self.run.path / "variants" / f"{number:04d}",
             context=self.context,
         )
+        eager = next(variant for variant in variants if variant.form == "pytorch").validation_scores
+        targets = self.data.validation.targets[quality_rows(len(self.data.validation), self.context.seed)]
         rows = []
         for variant in variants:
             row = asdict(variant)
-            row.pop("validation_scores")
+            scores = row.pop("validation_scores")
+            if len(scores) and np.isfinite(scores).all():
+                found = compare("", self.data.metric, scores, eager, targets, seed=self.context.seed)
+                row["against_pytorch"] = {
+                    "value": found.value, "difference": found.difference, "low": found.difference_low,
+                    "high": found.difference_high,
+                }  # fmt: skip
             rows.append({**row, **row.pop("measurement")})
         kept = [row for row in rows if row["kept"]]
         return rows, "" if kept else "; ".join(f"{row['form']}: {row['reason']}" for row in rows)

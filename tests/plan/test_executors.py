@@ -1,11 +1,16 @@
-"""The two executors give the same results; Ray on a real local cluster of two nodes."""
+"""The two executors give the same results; Ray on a real local cluster of two nodes, where a
+whole `fit` decides as it does in this process."""
 
+import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+import ontarget
 from ontarget.errors import SettingError
 from ontarget.plan.executors import LocalExecutor, make_executor
 
@@ -69,3 +74,45 @@ def test_ray_tells_a_job_s_own_error(cluster: str) -> None:
     executor = make_executor("ray", address=cluster)
     with pytest.raises(SettingError, match="job 0 is wrong"):
         list(executor.run(failing, [0], None))
+
+
+def write_table(path: Path) -> Path:
+    """400 rows of two classes of words, one in ten labelled wrongly: held-out validation and fine-tuning rungs."""
+    generator = np.random.default_rng(1)
+    words = {"animal": ["cat", "dog", "horse", "sheep", "goose"], "tool": ["hammer", "saw", "drill", "file", "plane"]}
+    lines = ["text,label"]
+    for row in range(400):
+        label = str(generator.choice(list(words)))
+        chosen = generator.choice(words[label], 2)
+        shown = label if generator.random() > 0.1 else next(name for name in words if name != label)
+        lines.append(f"a {chosen[0]} and the {chosen[1]} of number {row},{shown}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """The chosen trial, and what every trial was and reached."""
+    trials = [json.loads(path.read_text()) for path in sorted((run / "trials").glob("*/trial.json"))]
+    kept = ("source", "method", "settings", "state", "metric", "curve")
+    decision = json.loads((run / "stages" / "decision.json").read_text())["value"]
+    return {
+        "chosen": decision["number"],
+        "trials": {row["number"]: {name: row[name] for name in kept} for row in trials},
+    }
+
+
+@pytest.mark.cluster
+def test_the_cluster_decides_as_this_process_does(cluster: str, tmp_path: Path) -> None:
+    data = write_table(tmp_path / "rows.csv")
+    found = {}
+    for executor, address in (("local", None), ("ray", cluster)):
+        run = ontarget.fit(
+            data, input="text", target="label", pool=["zoo:wordllama"], budget_s=60, threads=1,
+            executor=executor, ray_address=address, run=tmp_path / executor,
+        )  # fmt: skip
+        found[executor] = outcome(run.path)
+    assert found["local"]["chosen"] == found["ray"]["chosen"]
+    common = found["local"]["trials"].keys() & found["ray"]["trials"].keys()
+    assert len(common) >= 4
+    for number in common:  # how many recipes the budget buys is measured anew in each run
+        assert found["local"]["trials"][number] == found["ray"]["trials"][number]

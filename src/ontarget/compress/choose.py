@@ -49,8 +49,7 @@ def choose(
     Latency includes preprocessing. None is kept where no form meets the limits.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    rows = np.random.default_rng(context.seed).permutation(len(validation))[:QUALITY_ROWS]
-    sample = validation.take(np.sort(rows))
+    sample = validation.take(quality_rows(len(validation), context.seed))
     calls = _calls(sample, batch_size)
     paths, failures = _make_forms(network, preprocess, calibration, folder, context)
     scorers: dict[str, Callable[[Any], Array]] = {"pytorch": lambda inputs: torch_scores(network, preprocess(inputs))}
@@ -80,6 +79,12 @@ def choose(
     nothing = np.zeros((0, 1), dtype=np.float32)
     judged += [Variant(form, "", empty, nothing, float("nan"), False, why) for form, why in failures.items()]
     return _keep_one(judged)
+
+
+def quality_rows(count: int, seed: int) -> Array:
+    """Positions of the validation rows that forms are compared on: all, or a seeded sample."""
+    positions: Array = np.sort(np.random.default_rng(seed).permutation(count)[:QUALITY_ROWS])
+    return positions
 
 
 def _make_forms(

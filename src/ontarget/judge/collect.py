@@ -128,8 +128,10 @@ def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
         {
             "stage": "compress",
             "what": used["form"],
-            "before_value": chosen["metric"],
+            # Both on the same rows. Where nothing was held out these are rows that the model has seen.
+            "before_value": forms["pytorch"]["validation_metric"] if "pytorch" in forms else chosen["metric"],
             "after_value": used["validation_metric"],
+            **{name: used.get("against_pytorch", {}).get(name) for name in ("low", "high")},
             "kept": True,
             "reason": f"{forms['pytorch']['latency_p50_ms']:.2f} ms in PyTorch, {used['latency_p50_ms']:.2f} ms as "
             f"{used['form']}"

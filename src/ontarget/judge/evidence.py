@@ -31,7 +31,7 @@ def judge(
     """The evidence of a run, JSON-able; its keys are those that report/build.py lists.
 
     final, baselines: scores (N_test, C or 1) on ``data.test``. stages: what each stage was given and gave, as
-    validation scores ("before", "after") or values ("before_value", "after_value").
+    validation scores ("before", "after") or values ("before_value", "after_value", "low", "high").
     same: names of baselines that are the chosen model itself before compression: shown, but no test is made of them,
     and they do not count among the comparisons that Holm's correction is for.
     """
@@ -63,7 +63,8 @@ def _stage(stage: Mapping[str, Any], data: TargetData, seed: int) -> dict[str, A
     row = {name: stage[name] for name in ("stage", "what", "kept", "reason") if name in stage}
     if "before" not in stage:
         before, after = float(stage["before_value"]), float(stage["after_value"])
-        return {**row, "before": before, "after": after, "difference": after - before, "low": None, "high": None}
+        low, high = stage.get("low"), stage.get("high")
+        return {**row, "before": before, "after": after, "difference": after - before, "low": low, "high": high}
     found = compare("", data.metric, stage["after"], stage["before"], data.validation.targets, seed=seed)
     return {
         **row,

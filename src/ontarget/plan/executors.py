@@ -15,9 +15,13 @@ Outcome = TypeVar("Outcome")
 
 
 class Executor(Protocol):
-    """Runs jobs; yields ``(position, outcome)`` as they finish, in any order."""
+    """Runs jobs; yields ``(position, outcome)`` as they finish, in any order.
+
+    slots: jobs that run at the same time. cores: CPU cores that one job may use, 0 for all of this machine's.
+    """
 
     slots: int
+    cores: int
 
     def run(self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any) -> Iterator[tuple[int, Outcome]]:
         """``function(job, shared)`` for every job. ``shared`` is sent once to each place that works."""
@@ -28,6 +32,7 @@ class LocalExecutor:
     """One job after the other in this process: each has all cores, and nothing is pickled."""
 
     slots = 1
+    cores = 0
 
     def run(self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any) -> Iterator[tuple[int, Outcome]]:
         for position, job in enumerate(jobs):
@@ -38,7 +43,7 @@ class RayExecutor:
     """Jobs as Ray tasks. A task whose node dies is run again elsewhere (it has no side effect).
 
     address: of a running cluster ("auto", "ray://host:10001"); None starts one on this machine.
-    cores: CPU cores that each job asks for and uses as threads.
+    cores: CPU cores that each job asks for; fewer where no node has so many, since such a job would wait for ever.
     """
 
     def __init__(self, address: str | None = None, *, cores: int = 1) -> None:
@@ -46,10 +51,11 @@ class RayExecutor:
         import ray
 
         self._ray = ray
-        self.cores = cores
         if not ray.is_initialized():
             ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
-        self.slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // cores)
+        nodes = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+        self.cores = max(1, min(cores, max(nodes, default=1)))
+        self.slots = max(1, sum(count // self.cores for count in nodes))
 
     def run(self, function: Callable[..., Outcome], jobs: Sequence[Job], shared: Any) -> Iterator[tuple[int, Outcome]]:
         ray = self._ray

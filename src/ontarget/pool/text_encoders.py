@@ -122,6 +122,14 @@ def load_smollm2(source: Source, max_length: int) -> Loaded:
     return load_transformer(source.locator, str(folder), max_length, local=True, normalise=False)
 
 
+def _unpacked() -> dict[str, Any]:
+    """Newer versions of transformers keep GGUF weights packed unless told otherwise; older ones always unpack them."""
+    import transformers
+
+    config = getattr(transformers, "GgufConfig", None)
+    return {} if config is None else {"quantization_config": config(dequantize=True)}
+
+
 def _convert_gguf(package: Path, name: str, folder: Path) -> None:
     """Weights as float16 safetensors (they were 4-bit) and the tokenizer; whole or not at all."""
     import os
@@ -137,7 +145,7 @@ def _convert_gguf(package: Path, name: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model = AutoModel.from_pretrained(str(package), gguf_file=name, dtype=torch.float16)
+        model = AutoModel.from_pretrained(str(package), gguf_file=name, dtype=torch.float32, **_unpacked())
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.half().save_pretrained(partial)
