@@ -1,7 +1,7 @@
 """From a task to a proven bundle. The only file that knows the order of the stages.
 
 data -> device -> admission -> ranking -> trials (cheap models, linear heads, fine-tuning) -> decision ->
-variants -> bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins;
+variants -> refit -> bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins;
 what is stored is never done again.
 """
 
@@ -26,6 +26,7 @@ HEAD_SOURCES = 3  # best-ranked sources that get a head on all rows (choice)
 TUNED_SOURCES = 2  # best sources by their head that are fine-tuned (choice)
 RESERVED_SHARE = 0.15  # of the budget, kept for compressing, judging and reporting (choice)
 FEATURES_SHARE = 0.4  # of the budget that feature extraction of all sources may be predicted to take (choice)
+REFIT = "refit"  # folder in a trial's, for the model trained again on all rows but the test ones
 COMPRESSED_CANDIDATES = 3  # trials that are compressed at most until one meets all limits (choice)
 
 
@@ -219,7 +220,7 @@ class _Work:
     def run_stages(self) -> None:
         for stage in (
             self._device, self._admission, self._ranking, self._quick_trials, self._tuning, self._decision,
-            self._bundle, self._evidence, self._report,
+            self._refit, self._bundle, self._evidence, self._report,
         ):  # fmt: skip
             stage()
 
@@ -389,7 +390,8 @@ class _Work:
         self.clock.account(outcome.seconds)
 
     def _tuning(self) -> None:
-        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space, starts_of
+        from ontarget.plan.refit import can_be_refitted
+        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space, starts_of, tuning_plan
 
         anchors = self._best_heads(TUNED_SOURCES) if self.data.modality != "features" else []
         if not anchors:
@@ -404,10 +406,17 @@ class _Work:
         if not starts_of(costs):
             self.run.once("tuning", lambda: {"stopped": "no source can be fine-tuned"}, clock=self.clock)
             return
+        space = search_space(self.data, starts_of(costs))
         plan = self.run.once(
             "tuning-plan",
             lambda: {
-                "budget_s": max(0.0, self.clock.remaining_s() - RESERVED_SHARE * self.limits.budget_s),
+                **tuning_plan(
+                    costs,
+                    space,
+                    self.data,
+                    refits=can_be_refitted(self.task, self.data),
+                    left_s=self.clock.remaining_s() - RESERVED_SHARE * self.limits.budget_s,
+                ),
                 "first_number": max((trial["number"] for trial in self.run.trials()), default=-1) + 1,
                 "best_so_far": max(
                     (trial["metric"] for trial in self.run.trials() if trial["state"] == "complete"),
@@ -421,7 +430,6 @@ class _Work:
         from ontarget.plan.halving import tune
         from ontarget.plan.rungs import RungRunner
 
-        space = search_space(self.data, starts_of(costs))
         runner = RungRunner(
             self.run, self.executor, self.data, self._job, self._store, clock=self.clock, progress=self.progress,
             predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
@@ -478,9 +486,15 @@ class _Work:
     def _assemble(self, number: int) -> tuple[Any, Any]:
         from ontarget.plan.trial import assemble
 
-        record = next(trial for trial in self.run.trials() if trial["number"] == number)
+        record = self._trial(number)
         recipe = Recipe(record["source"], record["method"], record["settings"])
-        return assemble(recipe, self.run.trial_folder(number), self.data, max_length=self.task.max_length)
+        folder = self.run.trial_folder(number)
+        if self.run.has("refit") and number in self.run.read("refit")["kept"]:
+            folder = folder / REFIT
+        return assemble(recipe, folder, self.data, max_length=self.task.max_length)
+
+    def _trial(self, number: int) -> dict[str, Any]:
+        return next(trial for trial in self.run.trials() if trial["number"] == number)
 
     def _compress(self, number: int) -> tuple[list[dict[str, Any]], str]:
         """All forms of a trial's network with their measurements, and why none of them fits ("" if one does)."""
@@ -519,6 +533,63 @@ class _Work:
         kept = [row for row in rows if row["kept"]]
         return rows, "" if kept else "; ".join(f"{row['form']}: {row['reason']}" for row in rows)
 
+    def _refit(self) -> None:
+        """The chosen model and the baselines once more, on training and validation rows; see plan/refit.py."""
+        self.run.once("refit", self._refitted, clock=self.clock, kind="training")
+
+    def _refitted(self) -> dict[str, Any]:
+        from ontarget.compress.choose import remake
+        from ontarget.judge.collect import baseline_trials
+        from ontarget.plan.refit import can_be_refitted
+        from ontarget.plan.trial import assemble
+
+        decision = self.run.read("decision")
+        number, form = decision["number"], next(row["form"] for row in decision["variants"] if row["kept"])
+        if not can_be_refitted(self.task, self.data):
+            return {"kept": [], "reason": "no rows were held out by OnTarget itself"}
+        reason = self._refit_trial(number)
+        path = self.run.path / "variants" / f"{number:04d}" / f"{REFIT}-{form}.onnx"
+        if not reason:
+            trial = self._trial(number)
+            recipe = Recipe(trial["source"], trial["method"], trial["settings"])
+            folder = self.run.trial_folder(number) / REFIT
+            preprocess, network = assemble(recipe, folder, self.data, max_length=self.task.max_length)
+            _, reason = remake(
+                form, network, preprocess, self.data.train, threads=self.threads, path=path, context=self.context
+            )
+        if reason:
+            return {"kept": [], "reason": reason}
+        others = [other for other in baseline_trials(self.run).values() if other != number]
+        kept = [number, *(other for other in others if not self._refit_trial(other))]
+        return {"kept": kept, "reason": "", "path": str(path), "rows": len(self.data.train) + len(self.data.validation)}
+
+    def _refit_trial(self, number: int) -> str:
+        """Refit one trial into its folder; why that is not used, or ""."""
+        from ontarget.plan import refit
+        from ontarget.plan.trial import run_trial
+        from ontarget.plan.tuning import predicted_seconds, total_epochs
+
+        trial = self._trial(number)
+        recipe = Recipe(trial["source"], trial["method"], trial["settings"])
+        if trial["method"] not in refit.METHODS:
+            return f"{trial['method']} has nothing to gain from more rows"
+        if trial["method"] == "finetune":
+            share = (len(self.data.train) + len(self.data.validation)) / len(self.data.train)
+            costs = self.run.read("tuning-costs")
+            needed_s = share * predicted_seconds(costs, self.data, recipe, refit.best_epoch(trial))
+            if needed_s > self.clock.remaining_s():
+                left_s = max(0.0, self.clock.remaining_s())
+                return f"training again needs about {needed_s:.0f} s, and {left_s:.0f} s of the budget are left"
+        job = refit.refit_job(self._job(number, recipe), trial, total_epochs(len(self.data.train)))
+        if self.progress:
+            self.progress(0, 1, f"training trial {number} again on all rows but the test ones")
+        ((_, outcome),) = self.executor.run(run_trial, [job], self.data)
+        reason = refit.dropped_because(outcome, trial)
+        if not reason:
+            for name, content in outcome.files.items():
+                write_atomic(self.run.trial_folder(number) / REFIT / name, content)
+        return reason
+
     def _bundle(self) -> None:
         from ontarget.serve.make_bundle import make_bundle
 
@@ -526,6 +597,9 @@ class _Work:
             decision = self.run.read("decision")
             preprocess, _ = self._assemble(decision["number"])
             chosen = next(row for row in decision["variants"] if row["kept"])
+            again = self.run.read("refit")
+            if decision["number"] in again["kept"]:
+                chosen = {**chosen, "path": again["path"], "refit_rows": again["rows"]}
             return make_bundle(self.run, self.request, self.data, preprocess, decision["number"], chosen)
 
         if not (self.run.path / "bundle" / "bundle.json").exists() and self.run.has("bundle"):

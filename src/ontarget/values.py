@@ -60,6 +60,14 @@ class Examples:
         targets = self.targets[positions] if len(self.targets) else self.targets
         return Examples(inputs, targets, self.rows[positions])
 
+    def join(self, other: Examples) -> Examples:
+        """These rows, then the other's."""
+        if isinstance(self.inputs, np.ndarray):
+            inputs: Any = np.concatenate([self.inputs, np.asarray(other.inputs)])
+        else:
+            inputs = [*self.inputs, *other.inputs]
+        return Examples(inputs, np.concatenate([self.targets, other.targets]), np.concatenate([self.rows, other.rows]))
+
 
 @dataclass(frozen=True)
 class TargetData:

@@ -87,6 +87,45 @@ def quality_rows(count: int, seed: int) -> Array:
     return positions
 
 
+def remake(
+    form: str,
+    network: torch.nn.Module,
+    preprocess: Preprocess,
+    calibration: Examples,
+    *,
+    threads: int,
+    path: Path,
+    context: Context = Context(),
+) -> tuple[Path, str]:
+    """``network`` in a form that was chosen for an earlier state of its weights, and why it cannot be used ("")."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = export_onnx(network, preprocess, calibration.inputs[:7], path.with_name(f"{path.stem}-fp32.onnx"))
+    maker = _makers(plain, preprocess, calibration, context).get(form)
+    if maker is None:
+        plain.replace(path)
+    else:
+        maker(path)
+        plain.unlink()
+    sample = calibration.take(quality_rows(len(calibration), context.seed))
+    expected = _score_all(lambda inputs: torch_scores(network, preprocess(inputs)), sample)
+    found = _score_all(_onnx_scorer(path, preprocess, threads), sample)
+    cosine = _cosine(expected, found) if np.isfinite(found).all() else 0.0
+    return path, "" if cosine >= MIN_COSINE else f"its scores as {form} are unlike PyTorch's (cosine {cosine:.4f})"
+
+
+def _makers(
+    plain: Path, preprocess: Preprocess, calibration: Examples, context: Context
+) -> dict[str, Callable[[Path], Path]]:
+    """Form -> how it is made from the fp32 graph."""
+    chosen = np.random.default_rng(context.seed).permutation(len(calibration))[:CALIBRATION_ROWS]
+    rows: Any = calibration.take(np.sort(chosen)).inputs
+    return {
+        "onnx-int8-dynamic": lambda out: quantize.int8_dynamic(plain, out),
+        "onnx-int8-static": lambda out: quantize.int8_static(plain, out, preprocess, rows),
+        "onnx-fp16": lambda out: quantize.fp16(plain, out),
+    }
+
+
 def _make_forms(
     network: torch.nn.Module, preprocess: Preprocess, calibration: Examples, folder: Path, context: Context
 ) -> tuple[dict[str, Path], dict[str, str]]:
@@ -94,14 +133,7 @@ def _make_forms(
     failures: dict[str, str] = {}
     _progress(context, 0, "exporting to ONNX")
     paths["onnx-fp32"] = export_onnx(network, preprocess, calibration.inputs[:7], folder / "onnx-fp32.onnx")
-    chosen = np.random.default_rng(context.seed).permutation(len(calibration))[:CALIBRATION_ROWS]
-    rows: Any = calibration.take(np.sort(chosen)).inputs
-    makers: dict[str, Callable[[Path], Path]] = {
-        "onnx-int8-dynamic": lambda out: quantize.int8_dynamic(paths["onnx-fp32"], out),
-        "onnx-int8-static": lambda out: quantize.int8_static(paths["onnx-fp32"], out, preprocess, rows),
-        "onnx-fp16": lambda out: quantize.fp16(paths["onnx-fp32"], out),
-    }
-    for form, make in makers.items():
+    for form, make in _makers(paths["onnx-fp32"], preprocess, calibration, context).items():
         _progress(context, 1, f"making {form}")
         try:
             path = make(folder / f"{form}.onnx")

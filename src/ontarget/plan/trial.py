@@ -29,6 +29,7 @@ class TrialJob:
     """What to train. seconds: how long it may take at most; None for no limit.
 
     checkpoint, stop_epoch: continue a fine-tuning from ``checkpoint`` up to ``stop_epoch`` (successive halving).
+    refit: train on the validation rows too, with nothing left to choose; see plan/refit.py.
     """
 
     number: int
@@ -41,6 +42,7 @@ class TrialJob:
     checkpoint: bytes | None = None
     stop_epoch: int | None = None
     total_epochs: int = 1
+    refit: bool = False
 
 
 @dataclass(frozen=True)
@@ -130,11 +132,12 @@ def _majority(job: TrialJob, data: TargetData, context: Context) -> Fitted:
 def _tfidf_linear(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     from ontarget.adapt.tune.tfidf_linear import tfidf_linear
 
-    texts: Any = data.train.inputs
+    train = _training_rows(job, data)
+    texts: Any = train.inputs
     held_out: Any = None if len(data.folds) else (data.validation.inputs, data.validation.targets)
     model = tfidf_linear(
         texts,
-        data.train.targets,
+        train.targets,
         outputs=data.outputs,
         kind=data.kind,
         folds=data.folds if len(data.folds) else None,
@@ -152,7 +155,7 @@ def _linear_head(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     train, validation, _ = features(job, data, context)
     head = linear_head(
         train,
-        data.train.targets,
+        _training_rows(job, data).targets,
         outputs=data.outputs,
         kind=data.kind,
         metric=data.metric,
@@ -170,7 +173,7 @@ def _nearest_neighbours(job: TrialJob, data: TargetData, context: Context) -> Fi
     train, validation, _ = features(job, data, context)
     model = nearest_neighbours(
         train,
-        data.train.targets,
+        _training_rows(job, data).targets,
         outputs=data.outputs,
         kind=data.kind,
         metric=data.metric,
@@ -186,7 +189,10 @@ def _nearest_neighbours(job: TrialJob, data: TargetData, context: Context) -> Fi
 
 
 def features(job: TrialJob, data: TargetData, context: Context) -> tuple[Array, Array, float]:
-    """Cached features of training and validation rows, and the seconds they took. Cross-fitted data: twice the same."""
+    """Cached features of training and validation rows, and the seconds they took. Cross-fitted data: twice the same.
+
+    For a refit the features of validation rows follow those of the training rows.
+    """
     from ontarget.pool import load, resolve
     from ontarget.pool.features import cached_features
 
@@ -196,10 +202,15 @@ def features(job: TrialJob, data: TargetData, context: Context) -> tuple[Array, 
     if len(data.folds):
         return train, train, seconds
     validation, more, _ = cached_features(source, loaded, data.validation.inputs, context=context)
-    return train, validation, seconds + more
+    return np.concatenate([train, validation]) if job.refit else train, validation, seconds + more
+
+
+def _training_rows(job: TrialJob, data: TargetData) -> Examples:
+    return data.train.join(data.validation) if job.refit else data.train
 
 
 def _finetune(job: TrialJob, data: TargetData, context: Context) -> Fitted:
+    from ontarget.adapt.predict import predict_scores
     from ontarget.adapt.tune.finetune import finetune
     from ontarget.pool import load, resolve
 
@@ -216,6 +227,12 @@ def _finetune(job: TrialJob, data: TargetData, context: Context) -> Fitted:
         final = one(data.train, None, early_stopping=False)
         curve = tuple(_mean_curve(curves))
         return Fitted(scores, {"state.safetensors": final.state_bytes}, curve, peak_memory_mb=final.peak_memory_mb)
+    if job.refit:
+        final = one(_training_rows(job, data), None, early_stopping=False, stop_epoch=job.stop_epoch)
+        scores = predict_scores(
+            final.network, load(source, max_length=job.max_length).preprocess, data.validation.inputs, context=context
+        )
+        return Fitted(scores, {"state.safetensors": final.state_bytes}, peak_memory_mb=final.peak_memory_mb)
     result = one(data.train, data.validation, resume_from=job.checkpoint, stop_epoch=job.stop_epoch)
     return Fitted(
         result.validation_scores,

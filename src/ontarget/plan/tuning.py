@@ -89,3 +89,19 @@ def predicted_seconds(costs: Mapping[str, Mapping[str, Any]], data: TargetData, 
     entry = costs[f"{recipe.source}|{recipe.settings['mode']}"]
     fits = len(set(data.folds.tolist())) + 1 if len(data.folds) else 1
     return SAFETY * float(entry["seconds_per_epoch"]) * epochs * fits
+
+
+def tuning_plan(
+    costs: Mapping[str, Mapping[str, Any]], space: SearchSpace, data: TargetData, *, left_s: float, refits: bool
+) -> dict[str, Any]:
+    """Seconds for the search, and whether time is kept for training the chosen recipe again on more rows.
+
+    left_s: seconds for both. refits: whether that second training is wanted. It is given up where no recipe could be
+    trained to its end beside it.
+    """
+    full_s = [predicted_seconds(costs, data, recipe, space.total_epochs) for recipe in space.defaults]
+    share = (len(data.train) + len(data.validation)) / len(data.train)
+    refit_s = share * max(full_s) if refits else 0.0
+    if left_s - refit_s < min(full_s):
+        refit_s = 0.0
+    return {"budget_s": max(0.0, left_s - refit_s), "refit_s": refit_s}

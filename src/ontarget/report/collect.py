@@ -49,7 +49,7 @@ def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[s
         "decision": {
             "number": decision["number"],
             "title": f"{chosen['method']} on {chosen['source']}",
-            "reason": _reason(chosen, trials, data["metric"]),
+            "reason": _reason(chosen, trials, data["metric"]) + _again(run, decision["number"]),
             "rejected": decision["rejected"],
         },
         "reproduce": f"ontarget fit {run.path / 'task.toml'}",
@@ -67,6 +67,14 @@ def _costs(timeline: list[dict[str, Any]], elapsed_s: float, budget_s: float) ->
         "other_s": max(0.0, elapsed_s - sum(seconds.values())),
         "budget_s": budget_s,
     }
+
+
+def _again(run: RunFolder, number: int) -> str:
+    """What came of training the chosen model again on all rows but the test ones."""
+    refit = run.read("refit") if run.has("refit") else {"kept": [], "reason": ""}
+    if number in refit["kept"]:
+        return f"; then trained again on all {refit['rows']} training and validation rows"
+    return f"; not trained again on the validation rows: {refit['reason']}" if refit["reason"] else ""
 
 
 def _reason(chosen: dict[str, Any], trials: list[dict[str, Any]], metric: str) -> str:

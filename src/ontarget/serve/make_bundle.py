@@ -53,7 +53,11 @@ def make_bundle(
         "limits": request.limits.model_dump(exclude_none=True),
         "device": run.read("device"),
         "sources": [source],
-        "data": {"fingerprint": data.fingerprint, "rows": run.read("data")["rows"]},
+        "data": {
+            "fingerprint": data.fingerprint,
+            "rows": run.read("data")["rows"],
+            "trained_on": variant.get("refit_rows", len(data.train)),
+        },
     }
     if data.modality == "features":
         info["features"] = int(np.asarray(data.train.inputs).shape[1])
@@ -83,10 +87,12 @@ def model_card(info: Mapping[str, Any], trial: Mapping[str, Any], data: Mapping[
     """The bundle's README: what it is for, what it was made from, what it costs, how to use it."""
     classes = ", ".join(info["classes"]) or "a number"
     columns = ", ".join(info["input_columns"])
-    measured, rows = info["measured"], data["rows"]
+    measured = info["measured"]
     sources = "\n".join(
         f"- {source['locator']}: {source['title']}, licence {source['licence']}" for source in info["sources"]
     )
+    refitted = info["data"]["trained_on"] > info["data"]["rows"]["train"]
+    again = " before it was trained again on these rows too" if refitted else ""
     warnings = "\n".join(f"- {text}" for text in data["warnings"]) or "- none"
     return f"""# {info["name"]}
 
@@ -96,8 +102,9 @@ def model_card(info: Mapping[str, Any], trial: Mapping[str, Any], data: Mapping[
 
 ## Quality
 
-Validation {info["metric"]} {info["validation_metric"]:.4f}. The run's report has the test score with its interval and
-the comparison with the baselines. Inputs unlike the training rows ({rows["train"]} rows) are outside what was measured.
+Validation {info["metric"]} {info["validation_metric"]:.4f}{again}. The run's report has the test score with its
+interval and the comparison with the baselines. Inputs unlike the {info["data"]["trained_on"]} rows that it was trained
+on are outside what was measured.
 
 ## Cost on the device it was made on ({info["device"].get("cpu", "CPU")}, {info["threads"]} threads)
 
