@@ -1,0 +1,474 @@
+"""The stages of a fit, in their order. The only file that knows it.
+
+data -> device -> admission -> ranking -> trials (cheap models, linear heads, fine-tuning) -> decision ->
+variants -> refit -> bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins;
+what is stored is never done again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ontarget.errors import LimitError, RunError
+from ontarget.plan.run_folder import Clock, RunFolder, write_atomic
+from ontarget.task import Request
+from ontarget.values import Context, Recipe, TargetData
+
+HEAD_SOURCES = 3  # best-ranked sources that get a head on all rows (choice)
+TUNED_SOURCES = 2  # best sources by their head that are fine-tuned (choice)
+RESERVED_SHARE = 0.15  # of the budget, kept for compressing, judging and reporting (choice)
+FEATURES_SHARE = 0.4  # of the budget that feature extraction of all sources may be predicted to take (choice)
+REFIT = "refit"  # folder in a trial's, for the model trained again on all rows but the test ones
+COMPRESSED_CANDIDATES = 3  # trials that are compressed at most until one meets all limits (choice)
+
+
+class Stages:
+    """One pass over a run's stages. Everything that has to survive is in the run folder."""
+
+    def __init__(
+        self,
+        run: RunFolder,
+        request: Request,
+        data: TargetData | None,
+        executor: Any,
+        storage: str | None,
+        progress: Any,
+    ) -> None:
+        from ontarget.data import load
+
+        started = time.monotonic()
+        self.run, self.request, self.executor, self.storage = run, request, executor, storage
+        self.task, self.limits = request.task, request.limits
+        self.progress = progress
+        spent = max((row["start_s"] + row["seconds"] for row in run.timeline()), default=0.0)
+        self.clock = Clock(self.limits.budget_s, spent)
+        self.threads = request.threads or os.cpu_count() or 1
+        self.data: TargetData = data or load(self.task)
+        known = run.once("data", self._describe_data, clock=self.clock)
+        if known["fingerprint"] != self.data.fingerprint:
+            raise RunError(
+                "The data has changed since this run began.",
+                option=f"{run.path}/task.toml",
+                next_step="start a new run, or bring the old data back",
+            )
+        self.loading_s = time.monotonic() - started
+        import torch
+
+        torch.set_num_threads(self.threads)
+        self.context = Context(seed=self.task.seed, device=request.device, progress=progress)
+
+    def run_stages(self) -> None:
+        for stage in (
+            self._device, self._admission, self._ranking, self._quick_trials, self._tuning, self._decision,
+            self._refit, self._bundle, self._evidence, self._report,
+        ):  # fmt: skip
+            stage()
+
+    # --- what there is -----------------------------------------------------------------------------------
+
+    def _describe_data(self) -> dict[str, Any]:
+        data = self.data
+        return {
+            "modality": data.modality,
+            "kind": data.kind,
+            "metric": data.metric,
+            "classes": list(data.classes),
+            "rows": {
+                "train": len(data.train),
+                "validation": 0 if len(data.folds) else len(data.validation),
+                "test": len(data.test),
+                "unlabelled": len(data.unlabelled),
+            },
+            "cross_fitted": bool(len(data.folds)),
+            "warnings": list(data.warnings),
+            "fingerprint": data.fingerprint,
+        }
+
+    def _device(self) -> None:
+        from ontarget.device import describe
+
+        self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
+
+    def _pool(self) -> list[str]:
+        from ontarget.pool import default_pool
+
+        if self.request.pool:
+            return list(self.request.pool)
+        if self.data.modality == "features":
+            return [f"control:array-{np.asarray(self.data.train.inputs).shape[1]}"]
+        return [source.locator for source in default_pool(self.data.modality)]
+
+    def _admission(self) -> None:
+        from ontarget.plan.admission import admit, require_any
+
+        found = self.run.once(
+            "admission",
+            lambda: admit(
+                self._pool(), self.data, self.limits, batch_size=self.task.batch_size,
+                max_length=self.task.max_length, progress=self.progress,
+            ),
+            clock=self.clock,
+            kind="measuring",
+        )  # fmt: skip
+        require_any(found, ["control:tfidf"] if self.data.modality == "text" else [])
+
+    # --- select ------------------------------------------------------------------------------------------
+
+    def _ranking(self) -> None:
+        from dataclasses import asdict
+
+        from ontarget.select.rank_sources import RANKING_ROWS, rank_sources
+
+        def compute() -> dict[str, Any]:
+            admitted, rejected = {}, {}
+            for locator, entry in self.run.read("admission").items():
+                if entry["admitted"]:
+                    admitted[locator] = entry
+                else:
+                    rejected[locator] = entry["reason"]
+            rows = min(RANKING_ROWS, len(self.data.train))
+            share_s = FEATURES_SHARE * self.limits.budget_s / max(1, len(admitted))
+            for locator, entry in list(admitted.items()):
+                needed_s = rows * entry["seconds_per_row"]
+                if needed_s > share_s and len(admitted) > 1:
+                    rejected[locator] = f"features of {rows} rows would take {needed_s:.0f} s of the budget"
+                    del admitted[locator]
+            ranking, failed = rank_sources(
+                list(admitted), self.data, max_length=self.task.max_length, context=self.context
+            )
+            reasons = {**rejected, **failed}
+            return {
+                "decided_by": ranking.decided_by,
+                "entries": [asdict(entry) for entry in ranking.entries],
+                "rejected": [{"source": source, "reason": reason} for source, reason in reasons.items()],
+            }
+
+        if self.run.read("admission") and any(entry["admitted"] for entry in self.run.read("admission").values()):
+            self.run.once("ranking", compute, clock=self.clock, kind="features")
+
+    def _ranked(self) -> list[str]:
+        if not self.run.has("ranking"):
+            return []
+        return [entry["source"] for entry in self.run.read("ranking")["entries"]]
+
+    # --- adapt -------------------------------------------------------------------------------------------
+
+    def _quick_trials(self) -> None:
+        """The cheap candidates and a linear head on the best sources: in the race before anything is tuned."""
+        recipes = [Recipe("control:majority", "majority")]
+        if self.data.modality == "text":
+            recipes.append(Recipe("control:tfidf", "tfidf_linear"))
+        ranked = self._ranked()
+        encoders = [source for source in ranked if not source.startswith("control:")]
+        controls = [source for source in ranked if source.startswith("control:")]
+        for source in [*encoders[:HEAD_SOURCES], *controls]:
+            recipes.append(Recipe(source, "linear_head"))
+        for source in [*encoders[:1], *[source for source in controls if "random" not in source]]:
+            recipes.append(Recipe(source, "nearest_neighbours"))
+        self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
+        if self._few_label_text(encoders):
+            best = self._best_heads(1)
+            jobs = [self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)]
+            self._run_trials(jobs, "few-label contrastive tuning")
+
+    def _few_label_text(self, encoders: Sequence[str]) -> bool:
+        return bool(
+            self.data.modality == "text" and self.data.kind == "classification" and len(self.data.folds) and encoders
+        )
+
+    def _best_heads(self, count: int) -> list[str]:
+        """Sources of the best linear heads that can be fine-tuned, best first."""
+        heads = [
+            trial
+            for trial in self.run.trials()
+            if trial["method"] == "linear_head"
+            and trial["state"] == "complete"
+            and not trial["source"].startswith("control:")
+        ]
+        heads.sort(key=lambda trial: (-trial["metric"], trial["number"]))
+        return [trial["source"] for trial in heads[:count]]
+
+    def _job(self, number: int, recipe: Recipe, **more: Any) -> Any:
+        from ontarget.plan.trial import TrialJob
+
+        threads = min(self.threads, self.executor.cores or self.threads)
+        return TrialJob(
+            number, recipe, self.task.seed, device=self.request.device, threads=threads,
+            max_length=self.task.max_length, **more,
+        )  # fmt: skip
+
+    def _run_trials(self, jobs: Sequence[Any], what: str) -> None:
+        """Run the jobs that are not stored yet and store each as it finishes."""
+        from ontarget.plan.trial import run_trial
+
+        done = {trial["number"] for trial in self.run.trials()}
+        todo = [job for job in jobs if job.number not in done]
+        start_s = self.clock.elapsed_s()
+        for count, (position, outcome) in enumerate(self.executor.run(run_trial, todo, self.data), start=1):
+            if self.progress:
+                self.progress(count, len(todo), what)
+            self._store(todo[position], outcome, start_s)
+            start_s = self.clock.elapsed_s()
+
+    def _store(self, job: Any, outcome: Any, start_s: float, **more: Any) -> None:
+        record = {
+            "number": job.number,
+            "source": job.recipe.source,
+            "method": job.recipe.method,
+            "settings": dict(job.recipe.settings),
+            "state": outcome.state,
+            "reason": outcome.reason,
+            "metric": outcome.metric,
+            "curve": list(outcome.curve),
+            "start_s": start_s,
+            "seconds": outcome.seconds,
+            "peak_memory_mb": outcome.peak_memory_mb,
+            "notes": dict(outcome.notes),
+            **more,
+        }
+        self.run.write_trial(record, outcome.scores, outcome.files)
+        self.clock.account(outcome.seconds)
+
+    def _tuning(self) -> None:
+        from ontarget.plan.refit import can_be_refitted
+        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space, starts_of, tuning_plan
+
+        anchors = self._best_heads(TUNED_SOURCES) if self.data.modality != "features" else []
+        if not anchors:
+            self.run.once("tuning", lambda: {"stopped": "there is no source to fine-tune"}, clock=self.clock)
+            return
+        costs = self.run.once(
+            "tuning-costs",
+            lambda: predict_costs(self.data, anchors, max_length=self.task.max_length, context=self.context),
+            clock=self.clock,
+            kind="measuring",
+        )
+        if not starts_of(costs):
+            self.run.once("tuning", lambda: {"stopped": "no source can be fine-tuned"}, clock=self.clock)
+            return
+        space = search_space(self.data, starts_of(costs))
+        plan = self.run.once(
+            "tuning-plan",
+            lambda: {
+                **tuning_plan(
+                    costs,
+                    space,
+                    self.data,
+                    refits=can_be_refitted(self.task, self.data),
+                    left_s=self.clock.remaining_s() - RESERVED_SHARE * self.limits.budget_s,
+                ),
+                "first_number": max((trial["number"] for trial in self.run.trials()), default=-1) + 1,
+                "best_so_far": max(
+                    (trial["metric"] for trial in self.run.trials() if trial["state"] == "complete"),
+                    default=None,
+                ),
+            },
+            clock=self.clock,
+        )
+        if self.run.has("tuning"):
+            return
+        from ontarget.plan.halving import tune
+        from ontarget.plan.rungs import RungRunner
+
+        runner = RungRunner(
+            self.run, self.executor, self.data, self._job, self._store, clock=self.clock, progress=self.progress,
+            predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
+            memory_mb=lambda recipe: costs[f"{recipe.source}|{recipe.settings['mode']}"].get("memory_mb"),
+            total_epochs=space.total_epochs,
+        )  # fmt: skip
+        limit_s = self.clock.elapsed_s() + plan["budget_s"]
+        stopped = tune(
+            self.run,
+            space,
+            predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
+            run_rung=runner.run_rung,
+            first_number=plan["first_number"],
+            budget_s=plan["budget_s"],
+            out_of_time=lambda: self.clock.elapsed_s() > limit_s,
+            seed=self.task.seed,
+            storage=self.storage,
+            best_so_far=-float("inf") if plan["best_so_far"] is None else plan["best_so_far"],
+            stop_at=1.0 if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1") else float("inf"),
+        )
+        runner.drop_checkpoints()
+        self.run.write("tuning", {"stopped": stopped})
+
+    # --- decide, compress, bundle ------------------------------------------------------------------------
+
+    def _decision(self) -> None:
+        from ontarget.plan.decision import order
+
+        def compute() -> dict[str, Any]:
+            admission = self.run.read("admission")
+            latency = {locator: entry.get("latency_p50_ms", 0.0) for locator, entry in admission.items()}
+            candidates = order(self.run.trials(), latency)
+            if not candidates:
+                reasons = "; ".join(
+                    f"{trial['method']} on {trial['source']}: {trial['reason']}" for trial in self.run.trials()
+                )
+                raise RunError(f"No trial ended well ({reasons}).", next_step="look into the reasons given")
+            rejected = []
+            for trial in candidates[:COMPRESSED_CANDIDATES]:
+                variants, reason = self._compress(trial["number"])
+                if reason:
+                    rejected.append({"number": trial["number"], "reason": reason})
+                    continue
+                return {"number": trial["number"], "variants": variants, "rejected": rejected}
+            raise LimitError(
+                "None of the best candidates meets the limits: "
+                + "; ".join(f"trial {entry['number']}: {entry['reason']}" for entry in rejected),
+                option="--latency-ms, --memory-mb, --size-mb",
+                next_step=f"raise the limits; all trials are kept in {self.run.path}",
+            )
+
+        self.run.once("decision", compute, clock=self.clock, kind="measuring")
+
+    def _assemble(self, number: int) -> tuple[Any, Any]:
+        from ontarget.plan.trial import assemble
+
+        record = self._trial(number)
+        recipe = Recipe(record["source"], record["method"], record["settings"])
+        folder = self.run.trial_folder(number)
+        if self.run.has("refit") and number in self.run.read("refit")["kept"]:
+            folder = folder / REFIT
+        return assemble(recipe, folder, self.data, max_length=self.task.max_length)
+
+    def _trial(self, number: int) -> dict[str, Any]:
+        return next(trial for trial in self.run.trials() if trial["number"] == number)
+
+    def _compress(self, number: int) -> tuple[list[dict[str, Any]], str]:
+        """All forms of a trial's network with their measurements, and why none of them fits ("" if one does)."""
+        from dataclasses import asdict
+
+        from ontarget.compress.choose import choose, quality_rows
+        from ontarget.judge.paired import compare
+
+        preprocess, network = self._assemble(number)
+        variants = choose(
+            network,
+            preprocess,
+            self.data.train,
+            self.data.validation,
+            metric=self.data.metric,
+            kind=self.data.kind,
+            limits=self.limits,
+            batch_size=self.task.batch_size,
+            threads=self.threads,
+            folder=self.run.path / "variants" / f"{number:04d}",
+            context=self.context,
+        )
+        eager = next(variant for variant in variants if variant.form == "pytorch").validation_scores
+        targets = self.data.validation.targets[quality_rows(len(self.data.validation), self.context.seed)]
+        rows = []
+        for variant in variants:
+            row = asdict(variant)
+            scores = row.pop("validation_scores")
+            if len(scores) and np.isfinite(scores).all():
+                found = compare("", self.data.metric, scores, eager, targets, seed=self.context.seed)
+                row["against_pytorch"] = {
+                    "value": found.value, "difference": found.difference, "low": found.difference_low,
+                    "high": found.difference_high,
+                }  # fmt: skip
+            rows.append({**row, **row.pop("measurement")})
+        kept = [row for row in rows if row["kept"]]
+        return rows, "" if kept else "; ".join(f"{row['form']}: {row['reason']}" for row in rows)
+
+    def _refit(self) -> None:
+        """The chosen model and the baselines once more, on training and validation rows; see plan/refit.py."""
+        self.run.once("refit", self._refitted, clock=self.clock, kind="training")
+
+    def _refitted(self) -> dict[str, Any]:
+        from ontarget.compress.choose import remake
+        from ontarget.judge.collect import baseline_trials
+        from ontarget.plan.refit import can_be_refitted
+        from ontarget.plan.trial import assemble
+
+        decision = self.run.read("decision")
+        number, form = decision["number"], next(row["form"] for row in decision["variants"] if row["kept"])
+        if not can_be_refitted(self.task, self.data):
+            return {"kept": [], "reason": "no rows were held out by OnTarget itself"}
+        reason = self._refit_trial(number)
+        path = self.run.path / "variants" / f"{number:04d}" / f"{REFIT}-{form}.onnx"
+        if not reason:
+            trial = self._trial(number)
+            recipe = Recipe(trial["source"], trial["method"], trial["settings"])
+            folder = self.run.trial_folder(number) / REFIT
+            preprocess, network = assemble(recipe, folder, self.data, max_length=self.task.max_length)
+            _, reason = remake(
+                form, network, preprocess, self.data.train, threads=self.threads, path=path, context=self.context
+            )
+        if reason:
+            return {"kept": [], "reason": reason}
+        others = [other for other in baseline_trials(self.run).values() if other != number]
+        kept = [number, *(other for other in others if not self._refit_trial(other))]
+        return {"kept": kept, "reason": "", "path": str(path), "rows": len(self.data.train) + len(self.data.validation)}
+
+    def _refit_trial(self, number: int) -> str:
+        """Refit one trial into its folder; why that is not used, or ""."""
+        from ontarget.plan import refit
+        from ontarget.plan.trial import run_trial
+        from ontarget.plan.tuning import predicted_seconds, total_epochs
+
+        trial = self._trial(number)
+        recipe = Recipe(trial["source"], trial["method"], trial["settings"])
+        if trial["method"] not in refit.METHODS:
+            return f"{trial['method']} has nothing to gain from more rows"
+        if trial["method"] == "finetune":
+            share = (len(self.data.train) + len(self.data.validation)) / len(self.data.train)
+            costs = self.run.read("tuning-costs")
+            needed_s = share * predicted_seconds(costs, self.data, recipe, refit.best_epoch(trial))
+            if needed_s > self.clock.remaining_s():
+                left_s = max(0.0, self.clock.remaining_s())
+                return f"training again needs about {needed_s:.0f} s, and {left_s:.0f} s of the budget are left"
+        job = refit.refit_job(self._job(number, recipe), trial, total_epochs(len(self.data.train)))
+        if self.progress:
+            self.progress(0, 1, f"training trial {number} again on all rows but the test ones")
+        ((_, outcome),) = self.executor.run(run_trial, [job], self.data)
+        reason = refit.dropped_because(outcome, trial)
+        if not reason:
+            for name, content in outcome.files.items():
+                write_atomic(self.run.trial_folder(number) / REFIT / name, content)
+        return reason
+
+    def _bundle(self) -> None:
+        from ontarget.serve.make_bundle import make_bundle
+
+        def compute() -> dict[str, Any]:
+            decision = self.run.read("decision")
+            preprocess, _ = self._assemble(decision["number"])
+            chosen = next(row for row in decision["variants"] if row["kept"])
+            again = self.run.read("refit")
+            if decision["number"] in again["kept"]:
+                chosen = {**chosen, "path": again["path"], "refit_rows": again["rows"]}
+            return make_bundle(self.run, self.request, self.data, preprocess, decision["number"], chosen)
+
+        if not (self.run.path / "bundle" / "bundle.json").exists() and self.run.has("bundle"):
+            (self.run.path / "stages" / "bundle.json").unlink()
+        self.run.once("bundle", compute, clock=self.clock, kind="measuring")
+
+    # --- judge, report -----------------------------------------------------------------------------------
+
+    def _evidence(self) -> None:
+        from ontarget.judge.collect import collect_evidence
+
+        self.run.once(
+            "evidence",
+            lambda: collect_evidence(self.run, self.data, self._assemble, self.context, self.task),
+            clock=self.clock,
+            kind="measuring",
+        )
+
+    def _report(self) -> None:
+        from ontarget.report.build import write_report
+
+        write_report(self.report(), self.run.path)
+
+    def report(self) -> dict[str, Any]:
+        from ontarget.report.collect import collect_report
+
+        return collect_report(self.run, self.request, self.clock.elapsed_s())
