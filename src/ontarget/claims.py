@@ -84,12 +84,13 @@ def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = Non
 
     claim = load_claim(path)
     count = seeds or claim.SEEDS
-    start, cpu = time.time(), time.process_time()
-    rows = []
+    start = time.time()
+    done = []
     for seed in range(count):
         if progress:
-            progress(seed, count, f"claim {path.stem}")
-        rows.append(claim.run(seed, Context(seed=seed)))
+            progress(seed, count, f"claim {path.stem}, seed {seed + 1} of {count}")
+        done.append(_one_seed(claim, path, seed))
+    rows = [entry["row"] for entry in done]
     measure = claim.MEASURE
     arms = {arm: [row[arm][measure] for row in rows] for arm in claim.ARMS}
     method, *baselines = claim.ARMS
@@ -111,8 +112,8 @@ def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = Non
         "means": {arm: float(np.mean(values)) for arm, values in arms.items()},
         "arms": arms,
         "rows": rows,
-        "seconds": time.time() - start,
-        "cpu_seconds": time.process_time() - cpu,
+        "seconds": sum(entry["seconds"] for entry in done),
+        "cpu_seconds": sum(entry["cpu_seconds"] for entry in done),
         "date": time.strftime("%Y-%m-%d", time.gmtime(start)),
         "environment": environment(),
         "command": f"ontarget claims run {claim.NUMBER:02d}",
@@ -123,6 +124,25 @@ def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = Non
         target = folder / f"{path.stem}.{time.strftime('%Y%m%dT%H%M%S', time.gmtime(start))}.json"
     write_atomic(target, to_json(result))
     return target
+
+
+def _one_seed(claim: ModuleType, path: Path, seed: int) -> dict[str, Any]:
+    """One seed's row with its seconds; kept in the cache, so that a claim that was stopped goes on where it was.
+
+    The key holds the claim's code and OnTarget's: rows made by different code never meet in one result.
+    """
+    from ontarget.plan.run_folder import to_json, write_atomic
+    from ontarget.pool.cache import cache_folder, key_of
+
+    code = [source.read_text() for source in (path, *sorted(Path(__file__).parent.rglob("*.py")))]
+    stored = cache_folder() / "claims" / f"{path.stem}-{seed}-{key_of(*code)[:16]}.json"
+    if not stored.exists():
+        start, cpu = time.time(), time.process_time()
+        row = claim.run(seed, Context(seed=seed))
+        spent = {"seconds": time.time() - start, "cpu_seconds": time.process_time() - cpu}
+        write_atomic(stored, to_json({"row": row, **spent}))
+    entry: dict[str, Any] = json.loads(stored.read_text())
+    return entry
 
 
 def environment() -> dict[str, Any]:
