@@ -84,7 +84,14 @@ def main() -> None:
             accuracy, cpu_s = (statistics.median(row[key] for row in chosen) for key in ("accuracy", "cpu_s"))
             medians[f"{name}, {arm}"] = {"accuracy": accuracy, "cpu_s": cpu_s, "seeds": len(chosen)}
             parts.append(f"{arm} {accuracy:.3f} in {cpu_s:.1f}")
-    record("few_labels", headline="; ".join(parts), medians=medians, setfit=peer, rows=rows)
+    record(
+        "few_labels",
+        headline="; ".join(parts),
+        command="OMP_NUM_THREADS=1 python benchmarks/few_labels.py --data DATA",
+        medians=medians,
+        setfit=peer,
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

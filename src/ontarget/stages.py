@@ -172,8 +172,13 @@ class Stages:
             recipes.append(Recipe(source, "nearest_neighbours"))
         self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
         if self._few_label_text(encoders):
-            best = self._best_heads(1)
-            jobs = [self._job(len(recipes) + at, Recipe(source, "contrastive")) for at, source in enumerate(best)]
+            from ontarget.plan.tuning import contrastive_steps
+
+            jobs = []
+            for at, source in enumerate(self._best_heads(1)):
+                seconds_per_row = self.run.read("admission")[source]["seconds_per_row"]
+                steps = contrastive_steps(self.data, seconds_per_row, self.limits.budget_s)
+                jobs.append(self._job(len(recipes) + at, Recipe(source, "contrastive", {"steps": steps})))
             self._run_trials(jobs, "few-label contrastive tuning")
 
     def _few_label_text(self, encoders: Sequence[str]) -> bool:

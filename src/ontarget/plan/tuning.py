@@ -105,3 +105,20 @@ def tuning_plan(
     if left_s - refit_s < min(full_s):
         refit_s = 0.0
     return {"budget_s": max(0.0, left_s - refit_s), "refit_s": refit_s}
+
+
+def contrastive_steps(data: TargetData, seconds_per_row: float, budget_s: float) -> int:
+    """Steps of few-label contrastive tuning: its default, or half of it, or a quarter, ... that fits a quarter of the
+    budget, at least 2. Halves, so that a little noise in the measured seconds changes nothing.
+
+    seconds_per_row: of one forward pass. A step costs about 1.5 of them a row (half of the layers, forwards and
+    backwards); every fold but one is trained on, and then all rows.
+    """
+    from ontarget.adapt.tune.contrastive import default_steps
+
+    rows = len(data.train) * len(set(data.folds.tolist()))
+    step_s = SAFETY * 1.5 * rows * seconds_per_row
+    steps = default_steps(data.outputs)
+    while steps > 2 and steps * step_s > 0.25 * budget_s:
+        steps //= 2
+    return max(2, steps)
