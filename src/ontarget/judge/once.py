@@ -46,8 +46,7 @@ def score_once(
             f"The test rows of {folder} were scored on {record[-1]['when']}, by another model "
             f"({record[-1]['model'][:12]}; this one is {model[:12]}).",
             allowed="one model a run: a choice by test scores is no test",
-            next_step="start a new run, or call score_once(..., forced=True): the report will say how often the test rows were "
-            "used",
+            next_step="start a new run, or call score_once(..., forced=True): the report will say so",
         )
     scores = {name: np.asarray(value, dtype=np.float32) for name, value in score().items()}
     buffer = io.BytesIO()
