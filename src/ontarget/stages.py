@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ontarget.errors import LimitError, RunError
-from ontarget.plan.run_folder import Clock, RunFolder, write_atomic
+from ontarget.plan.refit import REFIT
+from ontarget.plan.run_folder import Clock, RunFolder
 from ontarget.task import Request
 from ontarget.values import Context, Recipe, TargetData
 
@@ -23,7 +24,6 @@ HEAD_SOURCES = 3  # best-ranked sources that get a head on all rows (choice)
 TUNED_SOURCES = 2  # best sources by their head that are fine-tuned (choice)
 RESERVED_SHARE = 0.15  # of the budget, kept for compressing, judging and reporting (choice)
 FEATURES_SHARE = 0.4  # of the budget that feature extraction of all sources may be predicted to take (choice)
-REFIT = "refit"  # folder in a trial's, for the model trained again on all rows but the test ones
 COMPRESSED_CANDIDATES = 3  # trials that are compressed at most until one meets all limits (choice)
 
 
@@ -414,31 +414,15 @@ class Stages:
         return {"kept": kept, "reason": "", "path": str(path), "rows": len(self.data.train) + len(self.data.validation)}
 
     def _refit_trial(self, number: int) -> str:
-        """Refit one trial into its folder; why that is not used, or ""."""
-        from ontarget.plan import refit
-        from ontarget.plan.trial import run_trial
-        from ontarget.plan.tuning import predicted_seconds, total_epochs
+        from ontarget.plan.refit import refit_trial
 
-        trial = self._trial(number)
-        recipe = Recipe(trial["source"], trial["method"], trial["settings"])
-        if trial["method"] not in refit.METHODS:
-            return f"{trial['method']} has nothing to gain from more rows"
-        if trial["method"] == "finetune":
-            share = (len(self.data.train) + len(self.data.validation)) / len(self.data.train)
-            costs = self.run.read("tuning-costs")
-            needed_s = share * predicted_seconds(costs, self.data, recipe, refit.best_epoch(trial))
-            if needed_s > self.clock.remaining_s():
-                left_s = max(0.0, self.clock.remaining_s())
-                return f"training again needs about {needed_s:.0f} s, and {left_s:.0f} s of the budget are left"
-        job = refit.refit_job(self._job(number, recipe), trial, total_epochs(len(self.data.train)))
         if self.progress:
             self.progress(0, 1, f"training trial {number} again on all rows but the test ones")
-        ((_, outcome),) = self.executor.run(run_trial, [job], self.data)
-        reason = refit.dropped_because(outcome, trial)
-        if not reason:
-            for name, content in outcome.files.items():
-                write_atomic(self.run.trial_folder(number) / REFIT / name, content)
-        return reason
+        costs = self.run.read("tuning-costs") if self.run.has("tuning-costs") else {}
+        return refit_trial(
+            self.run, self._trial(number), self.data, self.executor, self._job, costs,
+            remaining_s=self.clock.remaining_s(),
+        )  # fmt: skip
 
     def _bundle(self) -> None:
         from ontarget.serve.make_bundle import make_bundle

@@ -11,12 +11,13 @@ from ontarget.plan.run_folder import RunFolder
 from ontarget.task import Task
 from ontarget.values import Array, Context, TargetData
 
+HEAD_ROWS = 1024  # rows that go through a head at once
+
 
 def collect_evidence(
     run: RunFolder, data: TargetData, assemble: Callable[[int], tuple[Any, Any]], context: Context, task: Task
 ) -> dict[str, Any]:
     """Score the bundle and the baselines on the test rows, once, and compare them; see `judge.evidence`."""
-    from ontarget.adapt.predict import predict_scores
     from ontarget.judge.evidence import judge
     from ontarget.judge.once import model_digest, score_once, touches
     from ontarget.runtime import load_bundle
@@ -30,8 +31,7 @@ def collect_evidence(
             if name == "majority":  # the same scores for every row, as on validation rows
                 scores[name] = np.repeat(run.trial_scores(number)[:1], len(data.test), axis=0)
             else:
-                preprocess, network = assemble(number)
-                scores[name] = predict_scores(network, preprocess, data.test.inputs, context=context)
+                scores[name] = _test_scores(run, number, data, assemble, context, task)
         unlabelled = _zero_shot(run, data, task, context)
         return scores if unlabelled is None else {**scores, "zero-shot": unlabelled}
 
@@ -46,6 +46,40 @@ def collect_evidence(
         {name: touch[name] for name in ("when", "model", "rows", "forced")} for touch in touches(run.path)
     ]
     return evidence
+
+
+def _test_scores(
+    run: RunFolder,
+    number: int,
+    data: TargetData,
+    assemble: Callable[[int], tuple[Any, Any]],
+    context: Context,
+    task: Task,
+) -> Array:
+    """A trial's scores on the test rows; heads on one frozen source share its features."""
+    from ontarget.adapt.predict import predict_scores
+
+    preprocess, network = assemble(number)
+    trial = next(trial for trial in run.trials() if trial["number"] == number)
+    if trial["method"] not in ("linear_head", "nearest_neighbours"):
+        return predict_scores(network, preprocess, data.test.inputs, context=context)
+    import torch
+
+    features = _test_features(trial["source"], data.test.inputs, context, task)
+    with torch.inference_mode():
+        parts = [
+            network.head(torch.from_numpy(np.array(features[at : at + HEAD_ROWS]))).float().numpy()
+            for at in range(0, len(features), HEAD_ROWS)
+        ]
+    return np.concatenate(parts)
+
+
+def _test_features(locator: str, inputs: Any, context: Context, task: Task) -> Array:
+    from ontarget.pool import load, resolve
+    from ontarget.pool.features import cached_features
+
+    source = resolve(locator)
+    return cached_features(source, load(source, max_length=task.max_length), inputs, context=context)[0]
 
 
 def baseline_trials(run: RunFolder) -> dict[str, int]:
@@ -88,7 +122,9 @@ def _zero_shot(run: RunFolder, data: TargetData, task: Task, context: Context) -
     loaded = load(resolve(sources[0]), max_length=task.max_length)
     texts = [text if isinstance(text, str) else " ".join(text) for text in data.test.inputs]
     names = extract(loaded, class_sentences(data.classes), context=context)
-    return zero_shot(extract(loaded, texts, context=context), names.reshape(-1, len(data.classes), names.shape[1]))
+    return zero_shot(
+        _test_features(sources[0], texts, context, task), names.reshape(-1, len(data.classes), names.shape[1])
+    )
 
 
 def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:

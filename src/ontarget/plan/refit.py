@@ -10,20 +10,52 @@ seen them has gone wrong, and is dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from ontarget.plan.trial import TrialJob, TrialOutcome
+from ontarget.plan.run_folder import RunFolder, write_atomic
+from ontarget.plan.trial import TrialJob, TrialOutcome, run_trial
+from ontarget.plan.tuning import predicted_seconds, total_epochs
 from ontarget.task import Task
 from ontarget.values import Recipe, TargetData
 
+REFIT = "refit"  # folder in a trial's, for the model that was trained again
 METHODS = ("tfidf_linear", "linear_head", "nearest_neighbours", "finetune")
 
 
 def can_be_refitted(task: Task, data: TargetData) -> bool:
     """Whether OnTarget itself held validation rows out of the training."""
     return not len(data.folds) and task.validation is None and not task.split
+
+
+def refit_trial(
+    run: RunFolder,
+    trial: Mapping[str, Any],
+    data: TargetData,
+    executor: Any,
+    make_job: Callable[[int, Recipe], TrialJob],
+    costs: Mapping[str, Mapping[str, Any]],
+    *,
+    remaining_s: float,
+) -> str:
+    """Train a trial's recipe again into its folder ``REFIT``; why the result is not used, in words, or ""."""
+    recipe = Recipe(trial["source"], trial["method"], trial["settings"])
+    if trial["method"] not in METHODS:
+        return f"{trial['method']} has nothing to gain from more rows"
+    if trial["method"] == "finetune":
+        share = (len(data.train) + len(data.validation)) / len(data.train)
+        needed_s = share * predicted_seconds(costs, data, recipe, best_epoch(trial))
+        if needed_s > remaining_s:
+            left_s = max(0.0, remaining_s)
+            return f"training again needs about {needed_s:.0f} s, and {left_s:.0f} s of the budget are left"
+    job = refit_job(make_job(trial["number"], recipe), trial, total_epochs(len(data.train)))
+    ((_, outcome),) = executor.run(run_trial, [job], data)
+    reason = dropped_because(outcome, trial)
+    if not reason:
+        for name, content in outcome.files.items():
+            write_atomic(run.trial_folder(trial["number"]) / REFIT / name, content)
+    return reason
 
 
 def best_epoch(trial: Mapping[str, Any]) -> int:

@@ -211,7 +211,7 @@ def _training_rows(job: TrialJob, data: TargetData) -> Examples:
 
 def _finetune(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     from ontarget.adapt.predict import predict_scores
-    from ontarget.adapt.tune.finetune import finetune
+    from ontarget.adapt.tune.finetune import FEW_ROWS, finetune
     from ontarget.pool import load, resolve
 
     source = resolve(job.recipe.source)
@@ -228,7 +228,10 @@ def _finetune(job: TrialJob, data: TargetData, context: Context) -> Fitted:
         curve = tuple(_mean_curve(curves))
         return Fitted(scores, {"state.safetensors": final.state_bytes}, curve, peak_memory_mb=final.peak_memory_mb)
     if job.refit:
-        final = one(_training_rows(job, data), None, early_stopping=False, stop_epoch=job.stop_epoch)
+        final = one(
+            _training_rows(job, data), None, early_stopping=False, stop_epoch=job.stop_epoch,
+            freeze_statistics=len(data.train) <= FEW_ROWS,  # as it was, also where more rows pass the bound
+        )  # fmt: skip
         scores = predict_scores(
             final.network, load(source, max_length=job.max_length).preprocess, data.validation.inputs, context=context
         )
