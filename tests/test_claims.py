@@ -88,3 +88,10 @@ def test_every_claim_says_what_it_claims(number: str) -> None:
     assert len(claim.ARMS) >= 2 and claim.SEEDS >= 3
     assert all(isinstance(text, str) and text for text in (claim.TITLE, claim.STATEMENT, claim.DATA, claim.BUDGET))
     assert callable(claim.run)
+
+
+def test_seeds_side_by_side_give_what_one_after_the_other_gives(toy: Path, tmp_path: Path) -> None:
+    together = json.loads(run_claim(toy, output=tmp_path / "together", jobs=2).read_text())
+    toy.write_text(CLAIM + "\n# again\n")
+    alone = json.loads(run_claim(toy, output=tmp_path / "alone").read_text())
+    assert together["rows"] == alone["rows"]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -78,18 +78,25 @@ def verdict(kind: str, difference: Mapping[str, float]) -> str:
     return "holds" if low > 0 else "fails" if high < 0 else "undecided"
 
 
-def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = None, progress: Any = None) -> Path:
-    """Run one claim and write its result; returns the file."""
+def run_claim(
+    path: Path, *, seeds: int | None = None, output: Path | None = None, jobs: int = 1, progress: Any = None
+) -> Path:
+    """Run one claim and write its result; returns the file.
+
+    jobs: seeds that run at the same time, each in a process of its own with its share of the cores.
+    """
     from ontarget.plan.run_folder import to_json, write_atomic
 
     claim = load_claim(path)
     count = seeds or claim.SEEDS
     start = time.time()
-    done = []
-    for seed in range(count):
+    done: list[dict[str, Any]] = []
+    if progress:
+        progress(0, count, f"seeds of claim {path.stem}")
+    for entry in _seeds(path, count, jobs):
+        done.append(entry)
         if progress:
-            progress(seed, count, f"claim {path.stem}, seed {seed + 1} of {count}")
-        done.append(_one_seed(claim, path, seed))
+            progress(len(done), count, f"seeds of claim {path.stem}")
     rows = [entry["row"] for entry in done]
     measure = claim.MEASURE
     arms = {arm: [row[arm][measure] for row in rows] for arm in claim.ARMS}
@@ -126,7 +133,29 @@ def run_claim(path: Path, *, seeds: int | None = None, output: Path | None = Non
     return target
 
 
-def _one_seed(claim: ModuleType, path: Path, seed: int) -> dict[str, Any]:
+def _seeds(path: Path, count: int, jobs: int) -> Iterator[dict[str, Any]]:
+    """What `_one_seed` gives for seeds 0, 1, ..., in that order."""
+    if jobs < 2:
+        yield from (_one_seed(path, seed) for seed in range(count))
+        return
+    import multiprocessing
+    import os
+    from concurrent.futures import ProcessPoolExecutor
+
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_share_cores, initargs=(threads,)
+    ) as pool:
+        yield from pool.map(_one_seed, [path] * count, range(count))
+
+
+def _share_cores(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _one_seed(path: Path, seed: int) -> dict[str, Any]:
     """One seed's row with its seconds; kept in the cache, so that a claim that was stopped goes on where it was.
 
     The key holds the claim's code and OnTarget's: rows made by different code never meet in one result.
@@ -138,7 +167,7 @@ def _one_seed(claim: ModuleType, path: Path, seed: int) -> dict[str, Any]:
     stored = cache_folder() / "claims" / f"{path.stem}-{seed}-{key_of(*code)[:16]}.json"
     if not stored.exists():
         start, cpu = time.time(), time.process_time()
-        row = claim.run(seed, Context(seed=seed))
+        row = load_claim(path).run(seed, Context(seed=seed))
         spent = {"seconds": time.time() - start, "cpu_seconds": time.process_time() - cpu}
         write_atomic(stored, to_json({"row": row, **spent}))
     entry: dict[str, Any] = json.loads(stored.read_text())
@@ -175,7 +204,9 @@ def results() -> dict[str, dict[str, Any]]:
     return newest
 
 
-def run_claims(numbers: Sequence[str], *, seeds: int | None = None, output: Path | None = None) -> list[Path]:
+def run_claims(
+    numbers: Sequence[str], *, seeds: int | None = None, output: Path | None = None, jobs: int = 1
+) -> list[Path]:
     """Run the claims with these numbers ("all" for every one), print and record their results."""
     import typer
 
@@ -193,7 +224,7 @@ def run_claims(numbers: Sequence[str], *, seeds: int | None = None, output: Path
     written = []
     for number in wanted:
         with console_progress() as progress:
-            written.append(run_claim(known[number], seeds=seeds, output=output, progress=progress))
+            written.append(run_claim(known[number], seeds=seeds, output=output, jobs=jobs, progress=progress))
         typer.echo(_line(json.loads(written[-1].read_text())))
     return written
 

@@ -282,14 +282,15 @@ def claims_run(
     numbers: Annotated[list[str], typer.Argument(help="Numbers of claims, or all")],
     seeds: Annotated[int | None, typer.Option(help="How many seeds; the claim's own number")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the results")] = None,
+    jobs: Annotated[int, typer.Option(help="Seeds that run at the same time, sharing the cores", min=1)] = 1,
 ) -> None:
-    """Run claims and record their results.
+    """Run claims and record their results. A claim that was stopped goes on at the seed that was cut off.
 
-    `ontarget claims run 20`
+    `ontarget claims run 20` · `ontarget claims run all --jobs 2`
     """
     from ontarget.claims import run_claims
 
-    run_claims(numbers, seeds=seeds, output=output)
+    run_claims(numbers, seeds=seeds, output=output, jobs=jobs)
 
 
 @zoo_app.command("list")
