@@ -396,7 +396,7 @@ class Stages:
         decision = self.run.read("decision")
         number, form = decision["number"], next(row["form"] for row in decision["variants"] if row["kept"])
         if not can_be_refitted(self.task, self.data):
-            return {"kept": [], "reason": "no rows were held out by OnTarget itself"}
+            return {"kept": [], "reason": ""}
         reason = self._refit_trial(number)
         path = self.run.path / "variants" / f"{number:04d}" / f"{REFIT}-{form}.onnx"
         if not reason:
