@@ -404,7 +404,7 @@ class Stages:
             recipe = Recipe(trial["source"], trial["method"], trial["settings"])
             folder = self.run.trial_folder(number) / REFIT
             preprocess, network = assemble(recipe, folder, self.data, max_length=self.task.max_length)
-            _, reason = remake(
+            reason = remake(
                 form, network, preprocess, self.data.train, threads=self.threads, path=path, context=self.context
             )
         if reason:

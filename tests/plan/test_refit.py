@@ -82,3 +82,19 @@ def test_a_fit_bundles_the_refitted_model_and_says_so(tmp_path: Path) -> None:
     assert run.report["bundle"]["self_test"]
     assert "before it was trained again" in (run.bundle / "README.md").read_text()
     assert (run.bundle / "model.onnx").read_bytes() == Path(refit["path"]).read_bytes()
+
+
+def test_a_fine_tuned_model_is_trained_to_its_best_epoch_on_all_rows() -> None:
+    targets = np.arange(60) % 2
+    every = Examples([f"{('cat', 'saw')[row % 2]} number {row}" for row in range(60)], targets, np.arange(60))
+    train, validation = every.take(np.arange(40)), every.take(np.arange(40, 60))
+    data = TargetData("text", "classification", "accuracy", ("a", "b"), train, validation, train, train, "f")
+    recipe = Recipe("zoo:wordllama", "finetune", {"mode": "full", "learning_rate": 1e-3, "batch_size": 16})
+    job = TrialJob(3, recipe, seed=0, total_epochs=4)
+    first = run_trial(job, data)
+    trial = {"method": "finetune", "notes": {}, "metric": first.metric, "curve": first.curve}
+    again = run_trial(refit_job(job, trial, 4), data)
+    assert again.state == "complete", again.reason
+    assert again.scores.shape == (20, 2)
+    assert again.files["state.safetensors"] != first.files["state.safetensors"]
+    assert dropped_because(again, trial) == ""

@@ -96,8 +96,8 @@ def remake(
     threads: int,
     path: Path,
     context: Context = Context(),
-) -> tuple[Path, str]:
-    """``network`` in a form that was chosen for an earlier state of its weights, and why it cannot be used ("")."""
+) -> str:
+    """Write ``network`` to ``path`` in a form chosen for earlier weights of it; why it cannot be used, or ""."""
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = export_onnx(network, preprocess, calibration.inputs[:7], path.with_name(f"{path.stem}-fp32.onnx"))
     maker = _makers(plain, preprocess, calibration, context).get(form)
@@ -110,7 +110,7 @@ def remake(
     expected = _score_all(lambda inputs: torch_scores(network, preprocess(inputs)), sample)
     found = _score_all(_onnx_scorer(path, preprocess, threads), sample)
     cosine = _cosine(expected, found) if np.isfinite(found).all() else 0.0
-    return path, "" if cosine >= MIN_COSINE else f"its scores as {form} are unlike PyTorch's (cosine {cosine:.4f})"
+    return "" if cosine >= MIN_COSINE else f"its scores as {form} are unlike PyTorch's (cosine {cosine:.4f})"
 
 
 def _makers(
