@@ -39,7 +39,14 @@ def load_efficientnet_lite(source: Source) -> Loaded:
         "std": [128 / 255] * 3,
         "channels": 3,
     }
-    return Loaded(source.locator, Preprocess("image", settings), network.eval(), int(network.num_features))
+    return Loaded(source.locator, Preprocess("image", settings), channels_last(network), int(network.num_features))
+
+
+def channels_last(network: torch.nn.Module) -> torch.nn.Module:
+    """``network`` in evaluation mode, channels innermost in memory: on CPUs its convolutions take two thirds of the
+    time, forwards and backwards."""
+    placed: torch.nn.Module = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return placed
 
 
 def load_timm(source: Source, name: str) -> Loaded:
@@ -69,4 +76,4 @@ def load_timm(source: Source, name: str) -> Loaded:
         "std": list(cfg["std"]),
         "channels": int(cfg["input_size"][0]),
     }
-    return Loaded(source.locator, Preprocess("image", settings), network.eval(), int(network.num_features))
+    return Loaded(source.locator, Preprocess("image", settings), channels_last(network), int(network.num_features))
