@@ -21,8 +21,6 @@ from ontarget.task import Request
 from ontarget.values import Context, Recipe, TargetData
 
 HEAD_SOURCES = 3  # best-ranked sources that get a head on all rows (choice)
-TUNED_SOURCES = 2  # best sources by their head that are fine-tuned (choice)
-RESERVED_SHARE = 0.15  # of the budget, kept for compressing, judging and reporting (choice)
 FEATURES_SHARE = 0.4  # of the budget that feature extraction of all sources may be predicted to take (choice)
 COMPRESSED_CANDIDATES = 3  # trials that are compressed at most until one meets all limits (choice)
 
@@ -95,13 +93,10 @@ class Stages:
         self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
 
     def _pool(self) -> list[str]:
-        from ontarget.pool import default_pool
+        from ontarget.pool import candidates
 
-        if self.request.pool:
-            return list(self.request.pool)
-        if self.data.modality == "features":
-            return [f"control:array-{np.asarray(self.data.train.inputs).shape[1]}"]
-        return [source.locator for source in default_pool(self.data.modality)]
+        columns = np.asarray(self.data.train.inputs).shape[1] if self.data.modality == "features" else 0
+        return candidates(self.request.pool or (), self.data.modality, columns=columns)
 
     def _admission(self) -> None:
         from ontarget.plan.admission import admit, require_any
@@ -175,7 +170,7 @@ class Stages:
             from ontarget.plan.tuning import contrastive_steps
 
             jobs = []
-            for at, source in enumerate(self._best_heads(1)):
+            for at, source in enumerate(self._best_heads()[:1]):
                 seconds_per_row = self.run.read("admission")[source]["seconds_per_row"]
                 steps = contrastive_steps(self.data, seconds_per_row, self.limits.budget_s)
                 jobs.append(self._job(len(recipes) + at, Recipe(source, "contrastive", {"steps": steps})))
@@ -186,8 +181,8 @@ class Stages:
             self.data.modality == "text" and self.data.kind == "classification" and len(self.data.folds) and encoders
         )
 
-    def _best_heads(self, count: int) -> list[str]:
-        """Sources of the best linear heads that can be fine-tuned, best first."""
+    def _best_heads(self) -> list[str]:
+        """Sources with a linear head that can be fine-tuned, best head first."""
         heads = [
             trial
             for trial in self.run.trials()
@@ -196,7 +191,7 @@ class Stages:
             and not trial["source"].startswith("control:")
         ]
         heads.sort(key=lambda trial: (-trial["metric"], trial["number"]))
-        return [trial["source"] for trial in heads[:count]]
+        return [trial["source"] for trial in heads]
 
     def _job(self, number: int, recipe: Recipe, **more: Any) -> Any:
         from ontarget.plan.trial import TrialJob
@@ -240,68 +235,12 @@ class Stages:
         self.clock.account(outcome.seconds)
 
     def _tuning(self) -> None:
-        from ontarget.plan.refit import can_be_refitted
-        from ontarget.plan.tuning import predict_costs, predicted_seconds, search_space, starts_of, tuning_plan
+        from ontarget.plan.tune_sources import tune_sources
 
-        anchors = self._best_heads(TUNED_SOURCES) if self.data.modality != "features" else []
-        if not anchors:
-            self.run.once("tuning", lambda: {"stopped": "there is no source to fine-tune"}, clock=self.clock)
-            return
-        costs = self.run.once(
-            "tuning-costs",
-            lambda: predict_costs(self.data, anchors, max_length=self.task.max_length, context=self.context),
-            clock=self.clock,
-            kind="measuring",
-        )
-        if not starts_of(costs):
-            self.run.once("tuning", lambda: {"stopped": "no source can be fine-tuned"}, clock=self.clock)
-            return
-        space = search_space(self.data, starts_of(costs))
-        plan = self.run.once(
-            "tuning-plan",
-            lambda: {
-                **tuning_plan(
-                    costs,
-                    space,
-                    self.data,
-                    refits=can_be_refitted(self.task, self.data),
-                    left_s=self.clock.remaining_s() - RESERVED_SHARE * self.limits.budget_s,
-                ),
-                "first_number": max((trial["number"] for trial in self.run.trials()), default=-1) + 1,
-                "best_so_far": max(
-                    (trial["metric"] for trial in self.run.trials() if trial["state"] == "complete"),
-                    default=None,
-                ),
-            },
-            clock=self.clock,
-        )
-        if self.run.has("tuning"):
-            return
-        from ontarget.plan.halving import tune
-        from ontarget.plan.rungs import RungRunner
-
-        runner = RungRunner(
-            self.run, self.executor, self.data, self._job, self._store, clock=self.clock, progress=self.progress,
-            predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
-            memory_mb=lambda recipe: costs[f"{recipe.source}|{recipe.settings['mode']}"].get("memory_mb"),
-            total_epochs=space.total_epochs,
+        tune_sources(
+            self.run, self.request, self.data, self._best_heads(), clock=self.clock, executor=self.executor,
+            make_job=self._job, store=self._store, storage=self.storage, context=self.context,
         )  # fmt: skip
-        limit_s = self.clock.elapsed_s() + plan["budget_s"]
-        stopped = tune(
-            self.run,
-            space,
-            predicted_s=lambda recipe, epochs: predicted_seconds(costs, self.data, recipe, epochs),
-            run_rung=runner.run_rung,
-            first_number=plan["first_number"],
-            budget_s=plan["budget_s"],
-            out_of_time=lambda: self.clock.elapsed_s() > limit_s,
-            seed=self.task.seed,
-            storage=self.storage,
-            best_so_far=-float("inf") if plan["best_so_far"] is None else plan["best_so_far"],
-            stop_at=1.0 if self.data.metric in ("accuracy", "balanced_accuracy", "macro_f1") else float("inf"),
-        )
-        runner.drop_checkpoints()
-        self.run.write("tuning", {"stopped": stopped})
 
     # --- decide, compress, bundle ------------------------------------------------------------------------
 
@@ -415,13 +354,15 @@ class Stages:
 
     def _refit_trial(self, number: int) -> str:
         from ontarget.plan.refit import refit_trial
+        from ontarget.plan.reserve import judging_seconds
 
         if self.progress:
             self.progress(0, 1, f"training trial {number} again on all rows but the test ones")
-        costs = self.run.read("tuning-costs") if self.run.has("tuning-costs") else {}
+        trial = self._trial(number)
+        seconds_per_row = self.run.read("admission").get(trial["source"], {}).get("seconds_per_row", 0.0)
         return refit_trial(
-            self.run, self._trial(number), self.data, self.executor, self._job, costs,
-            remaining_s=self.clock.remaining_s(),
+            self.run, trial, self.data, self.executor, self._job,
+            left_s=self.clock.remaining_s() - judging_seconds(self.data, seconds_per_row),
         )  # fmt: skip
 
     def _bundle(self) -> None:

@@ -77,6 +77,20 @@ def test_all_forms_are_measured_and_one_is_kept(tmp_path: Path) -> None:
     assert fp32.memory_mb > 40
 
 
+def test_a_form_far_slower_than_fp32_is_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bar so low that every other form is "far slower"; a limit on size makes them candidates again."""
+    from ontarget.compress import choose as module
+
+    monkeypatch.setattr(module, "HOPELESS", 0.0)
+    for limits, scored in ((Limits(), 0), (Limits(size_mb=100), len(TEXTS))):
+        found = forms("zoo:wordllama", TEXTS, tmp_path, limits)
+        for form in ("onnx-int8-dynamic", "onnx-fp16"):
+            assert len(found[form].validation_scores) == scored  # type: ignore[attr-defined]
+        assert len(found["onnx-fp32"].validation_scores) == len(TEXTS)  # type: ignore[attr-defined]
+        assert len([variant for variant in found.values() if variant.kept]) == 1  # type: ignore[attr-defined]
+    assert "its scores were not computed" in forms("zoo:wordllama", TEXTS, tmp_path, Limits())["onnx-fp16"].reason  # type: ignore[attr-defined]
+
+
 def test_a_form_over_a_limit_is_not_kept(tmp_path: Path) -> None:
     found = forms("zoo:wordllama", TEXTS, tmp_path, Limits(size_mb=10))
     assert not found["onnx-fp32"].kept  # type: ignore[attr-defined]

@@ -121,3 +121,13 @@ def test_failed_recipes_do_not_go_on(tmp_path: Path) -> None:
         budget_s=1e9, out_of_time=lambda: False, seed=0,
     )  # fmt: skip
     assert {mark for _, mark in seen} == {2}
+
+
+def test_a_bracket_that_is_too_long_loses_its_costliest_recipes(tmp_path: Path) -> None:
+    recorder = Recorder()
+    per_epoch = {"full": 100.0, "lora": 1.0}
+    tune(
+        RunFolder(tmp_path), space(), predicted_s=lambda recipe, epochs: per_epoch[recipe.settings["mode"]] * epochs,
+        run_rung=recorder, first_number=0, budget_s=30, out_of_time=lambda: False, seed=0,
+    )  # fmt: skip
+    assert recorder.recipes and {recipe.settings["mode"] for recipe in recorder.recipes.values()} == {"lora"}

@@ -6,7 +6,7 @@ import torch
 from sklearn.datasets import load_sample_image
 
 from ontarget.errors import MissingExtra, SettingError
-from ontarget.pool import default_pool, load, resolve, zoo
+from ontarget.pool import candidates, default_pool, load, resolve, zoo
 from ontarget.pool.features import extract, weights_digest
 from ontarget.pool.text_encoders import package_folder
 
@@ -51,6 +51,17 @@ def test_pools_hold_their_modality_and_a_random_control() -> None:
         assert {source.modality for source in pool} == {modality}
         assert any("random" in source.locator for source in pool)
     assert len(zoo()) == 6
+
+
+def test_image_sources_without_a_size_take_part_at_a_smaller_one_too() -> None:
+    lite = "zoo:efficientnet-lite0"
+    assert candidates([lite, "control:pixels"], "image") == [lite, f"{lite}@128", "control:pixels"]
+    assert candidates([lite, f"{lite}@128"], "image") == [lite, f"{lite}@128"]
+    assert candidates([f"{lite}@64"], "image") == [f"{lite}@64"]
+    assert "zoo:efficientnet-lite2@160" in candidates([], "image")
+    assert candidates([], "features", columns=7) == ["control:array-7"]
+    small = load(resolve(f"{lite}@128"))
+    assert (small.preprocess.settings["size"], small.dim) == (128, 1280)
 
 
 def test_minilm_is_its_authors_pooling_and_tokenizer() -> None:

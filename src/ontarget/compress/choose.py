@@ -21,9 +21,11 @@ from ontarget.values import Array, Context, Examples, Measurement, Variant
 
 CALIBRATION_ROWS = 128  # rows that int8 ranges are taken from (choice)
 QUALITY_ROWS = 1000  # validation rows on which forms are compared, at most (choice)
+CHECKED_ROWS = 128  # rows on which a remade form is compared with its network (choice)
 LATENCY_CALLS = 12  # different calls that latency is measured on (choice)
 MIN_COSINE = 0.99  # of a form's scores with those of PyTorch (choice)
 SIGNIFICANCE = 0.05  # one-sided, that a form is worse (choice)
+HOPELESS = 1.5  # times fp32's latency: a form that slow is not scored where speed is all that it could bring (choice)
 MIN_GAIN = 0.95  # a form is kept for its speed if its latency is below this times that of what it replaces (choice)
 
 
@@ -45,7 +47,8 @@ def choose(
 
     The forms are PyTorch eager, ONNX fp32, ONNX int8 (dynamic, static) and ONNX fp16. A form that loses quality
     significantly (paired, on validation rows), is unlike PyTorch's scores (cosine), or is neither faster nor smaller
-    than fp32 is undone; ``reason`` says which. At most one form is kept: the fastest of those within the limits.
+    than fp32 is undone; ``reason`` says which. One that is far slower than fp32, with no limit on size or memory that
+    it could serve, is not even scored. At most one form is kept: the fastest of those within the limits.
     Latency includes preprocessing. None is kept where no form meets the limits.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +60,12 @@ def choose(
         scorers[form] = _onnx_scorer(path, preprocess, threads)
     _progress(context, 2, "measuring forms")
     timing = measure_side_by_side({form: [_bind(scorer, rows) for rows in calls] for form, scorer in scorers.items()})
-    scores = {form: _score_all(scorer, sample) for form, scorer in scorers.items()}
+    nothing = np.zeros((0, 1), dtype=np.float32)
+    speed_alone = limits.size_mb is None and limits.memory_mb is None
+    bar_ms = HOPELESS * timing["onnx-fp32"][0]
+    needed = ("pytorch", "onnx-fp32")
+    hopeless = {form for form in scorers if speed_alone and form not in needed and timing[form][0] > bar_ms}
+    scores = {form: nothing if form in hopeless else _score_all(scorer, sample) for form, scorer in scorers.items()}
     longest = max(calls, key=lambda rows: sum(len(str(row)) for row in rows))
     feeds = preprocess(longest)
     fp32_mb = _size_mb(paths["onnx-fp32"]) if "onnx-fp32" in paths else 0.0
@@ -67,7 +75,7 @@ def choose(
         memory = 0.0 if form == "pytorch" else measure_onnx_memory(paths[form], feeds, threads=threads)
         size = _weights_mb(network) if form == "pytorch" else _size_mb(paths[form])
         measurement = Measurement(p50, p95, memory, size, batch_size, repeats)
-        value = metric_value(metric, scores[form], sample.targets)
+        value = metric_value(metric, scores[form], sample.targets) if len(scores[form]) else float("nan")
         file = "" if form == "pytorch" else str(paths[form])
         variants.append(Variant(form, file, measurement, scores[form], value, True, ""))
     by_form = {variant.form: variant for variant in variants}
@@ -76,14 +84,13 @@ def choose(
         for variant in variants
     ]
     empty = Measurement(0.0, 0.0, 0.0, 0.0, batch_size, 0)
-    nothing = np.zeros((0, 1), dtype=np.float32)
     judged += [Variant(form, "", empty, nothing, float("nan"), False, why) for form, why in failures.items()]
     return _keep_one(judged)
 
 
-def quality_rows(count: int, seed: int) -> Array:
+def quality_rows(count: int, seed: int, most: int = QUALITY_ROWS) -> Array:
     """Positions of the validation rows that forms are compared on: all, or a seeded sample."""
-    positions: Array = np.sort(np.random.default_rng(seed).permutation(count)[:QUALITY_ROWS])
+    positions: Array = np.sort(np.random.default_rng(seed).permutation(count)[:most])
     return positions
 
 
@@ -106,7 +113,7 @@ def remake(
     else:
         maker(path)
         plain.unlink()
-    sample = calibration.take(quality_rows(len(calibration), context.seed))
+    sample = calibration.take(quality_rows(len(calibration), context.seed, CHECKED_ROWS))
     expected = _score_all(lambda inputs: torch_scores(network, preprocess(inputs)), sample)
     found = _score_all(_onnx_scorer(path, preprocess, threads), sample)
     cosine = _cosine(expected, found) if np.isfinite(found).all() else 0.0
@@ -162,6 +169,10 @@ def _judged(
     if variant.form == "pytorch":
         return replace(variant, kept=False, reason="the yardstick: bundles run without PyTorch")
     reference, measured = others["pytorch"], variant.measurement
+    base = others["onnx-fp32"].measurement
+    slower = f"slower than fp32 ({measured.latency_p50_ms:.2f} against {base.latency_p50_ms:.2f} ms)"
+    if not len(variant.validation_scores):
+        return replace(variant, kept=False, reason=f"{slower}; its scores were not computed")
     reasons = []
     if not np.isfinite(variant.validation_scores).all():
         return replace(variant, kept=False, reason="its scores are not finite")
@@ -177,9 +188,8 @@ def _judged(
         lost = reference.validation_metric - variant.validation_metric
         reasons.append(f"significantly worse ({metric} {lost:.4f} lower, p = {p_value:.3f})")
     if variant.form != "onnx-fp32":
-        base = others["onnx-fp32"].measurement
         if measured.latency_p50_ms > base.latency_p50_ms and limits.size_mb is None and limits.memory_mb is None:
-            reasons.append(f"slower than fp32 ({measured.latency_p50_ms:.2f} against {base.latency_p50_ms:.2f} ms)")
+            reasons.append(slower)
         if measured.size_mb >= fp32_mb:
             reasons.append(f"not smaller than fp32 ({measured.size_mb:.1f} against {fp32_mb:.1f} MiB)")
     for name, limit, value, unit in (

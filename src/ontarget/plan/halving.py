@@ -23,6 +23,7 @@ from ontarget.values import Recipe
 
 CONFIGURATIONS = 4  # recipes a bracket (choice)
 REDUCTION = 2  # one in REDUCTION recipes goes on to the next rung (choice)
+ALIKE = 0.67  # of the highest cost: recipes from there on are left out in the reverse of their order (choice)
 PATIENCE = 2  # brackets without a better recipe before tuning stops early (choice)
 
 
@@ -107,13 +108,10 @@ def tune(
     spent_s, number, since_better = 0.0, first_number, 0
     for bracket in range(maximum_brackets):
         proposals = _proposals(study, run, space, bracket, seed)
-        costs = sorted((predicted_s(recipe, space.total_epochs) for _, recipe in proposals), reverse=True)
-        epochs = bracket_epochs(len(proposals), space.total_epochs)
-        bracket_s = sum(cost * mark / space.total_epochs for cost, mark in zip(costs, epochs, strict=True))
+        bracket_s = _bracket_seconds(proposals, space.total_epochs, predicted_s)
         while len(proposals) > 1 and spent_s + bracket_s > budget_s:
-            proposals, costs = proposals[:-1], costs[-(len(proposals) - 1) :]
-            epochs = bracket_epochs(len(proposals), space.total_epochs)
-            bracket_s = sum(cost * mark / space.total_epochs for cost, mark in zip(costs, epochs, strict=True))
+            proposals = _without_costliest(proposals, space.total_epochs, predicted_s)
+            bracket_s = _bracket_seconds(proposals, space.total_epochs, predicted_s)
         if spent_s + bracket_s > budget_s:
             return f"the next bracket needs about {bracket_s:.0f} s and {max(0.0, budget_s - spent_s):.0f} s are left"
         spent_s += bracket_s
@@ -132,6 +130,24 @@ def tune(
         if since_better >= PATIENCE:
             return f"{PATIENCE} brackets in a row found nothing better"
     return f"{maximum_brackets} brackets were run"
+
+
+def _bracket_seconds(
+    proposals: Sequence[tuple[int, Recipe]], total_epochs: int, predicted_s: Callable[[Recipe, int], float]
+) -> float:
+    """Predicted seconds of a bracket at most: its costliest recipes are those that go on."""
+    costs = sorted((predicted_s(recipe, total_epochs) for _, recipe in proposals), reverse=True)
+    epochs = bracket_epochs(len(proposals), total_epochs)
+    return sum(cost * mark / total_epochs for cost, mark in zip(costs, epochs, strict=True))
+
+
+def _without_costliest(
+    proposals: list[tuple[int, Recipe]], total_epochs: int, predicted_s: Callable[[Recipe, int], float]
+) -> list[tuple[int, Recipe]]:
+    """``proposals`` less the last of those that cost about the most."""
+    costs = [predicted_s(recipe, total_epochs) for _, recipe in proposals]
+    worst = max(at for at, cost in enumerate(costs) if cost >= ALIKE * max(costs))
+    return proposals[:worst] + proposals[worst + 1 :]
 
 
 def _run_bracket(

