@@ -11,9 +11,9 @@ from ontarget.values import Recipe
 
 
 def space(epochs: int = 4) -> SearchSpace:
-    defaults = tuple(Recipe("a", "finetune", {"mode": mode, "size": 8, "rate": 1e-3}) for mode in ("full", "lora"))
     starts = (("a", "full"), ("a", "lora"), ("b", "full"))
-    return SearchSpace(defaults, starts, {"size": (8, 16)}, {"rate": (1e-5, 1e-1)}, epochs)
+    defaults = tuple(Recipe(source, "finetune", {"mode": mode, "size": 8, "rate": 1e-3}) for source, mode in starts)
+    return SearchSpace(defaults, starts, {"size": (8, 16)}, {"rate": (0.01, 100.0)}, epochs)
 
 
 def quality(recipe: Recipe, mark: int) -> float:
@@ -24,10 +24,10 @@ def quality(recipe: Recipe, mark: int) -> float:
 class Recorder:
     """Runs rungs by formula and keeps a list of what was run, as a trainer would be asked to."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, seconds: float = 10.0) -> None:
         self.ran: list[tuple[int, int]] = []
         self.recipes: dict[int, Recipe] = {}
-        self.stop_after = stop_after
+        self.stop_after, self.seconds = stop_after, seconds
 
     def __call__(self, numbered, mark, last):  # type: ignore[no-untyped-def]
         results = {}
@@ -36,7 +36,7 @@ class Recorder:
                 raise KeyboardInterrupt
             self.ran.append((number, mark))
             self.recipes[number] = recipe
-            results[number] = Rung(quality(recipe, mark), True)
+            results[number] = Rung(quality(recipe, mark), True, self.seconds * mark)
         return results
 
 
@@ -67,6 +67,25 @@ def test_defaults_come_first_and_the_better_half_goes_on(tmp_path: Path) -> None
     first = [number for number, mark in recorder.ran if mark == 2]
     assert [recorder.recipes[number].settings["mode"] for number in first] == ["full", "lora"]
     assert [entry for entry in recorder.ran if entry[1] == 4] == [(5, 4)]
+
+
+def test_measured_seconds_correct_the_predictions(tmp_path: Path) -> None:
+    """Predicted: 10 s an epoch. Twice as fast, more brackets fit in the same budget; twice as slow, fewer."""
+    ran = {}
+    for seconds in (5.0, 10.0, 20.0):
+        recorder = Recorder(seconds=seconds)
+        (tmp_path / str(seconds)).mkdir()
+        run(tmp_path / str(seconds), recorder, budget_s=400)
+        ran[seconds] = len(recorder.recipes)
+    assert ran[5.0] > ran[10.0] > ran[20.0]
+
+
+def test_rates_are_factors_of_the_default_of_the_start(tmp_path: Path) -> None:
+    recorder = Recorder()
+    run(tmp_path, recorder, budget_s=2000)
+    first, *others = [recorder.recipes[number].settings["rate"] for number in sorted(recorder.recipes)]
+    assert first == pytest.approx(1e-3)
+    assert all(1e-5 <= rate <= 1e-1 for rate in others) and len(set(others)) > 4
 
 
 def test_predicted_budget_is_never_exceeded(tmp_path: Path) -> None:
@@ -100,7 +119,7 @@ def test_a_killed_search_proposes_the_same_recipes_when_it_goes_on(tmp_path: Pat
 
 def test_patience_ends_a_search_without_progress(tmp_path: Path) -> None:
     def flat(numbered, mark, last):  # type: ignore[no-untyped-def]
-        return {number: Rung(0.5, True) for number, _ in numbered}
+        return {number: Rung(0.5, True, 1.0) for number, _ in numbered}
 
     reason = tune(
         RunFolder(tmp_path), space(), predicted_s=lambda recipe, epochs: 1.0, run_rung=flat, first_number=0,
@@ -114,7 +133,7 @@ def test_failed_recipes_do_not_go_on(tmp_path: Path) -> None:
 
     def failing(numbered, mark, last):  # type: ignore[no-untyped-def]
         seen.extend((number, mark) for number, _ in numbered)
-        return {number: Rung(-math.inf, False) for number, _ in numbered}
+        return {number: Rung(-math.inf, False, 1.0) for number, _ in numbered}
 
     tune(
         RunFolder(tmp_path), space(), predicted_s=lambda recipe, epochs: 1.0, run_rung=failing, first_number=0,

@@ -5,8 +5,8 @@ Jamieson, Talwalkar, "Non-stochastic best arm identification and hyperparameter 
 
 A bracket asks for n recipes at once, trains all of them to the first rung, keeps the better half, continues
 those from their checkpoints, and so on. What is run depends on stored predictions and scores, never on the
-clock of the moment, so a run that was killed and resumed decides as an undisturbed one. The clock only cuts off
-a run that is slower than predicted.
+clock of the moment, so a run that was killed and resumed decides as an undisturbed one. Once recipes have run, their
+stored seconds correct the predictions. The clock only cuts off a run that is slower than predicted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ontarget.values import Recipe
 
 CONFIGURATIONS = 4  # recipes a bracket (choice)
 REDUCTION = 2  # one in REDUCTION recipes goes on to the next rung (choice)
+MARGIN = 1.1  # on predictions corrected by what was measured (choice)
 ALIKE = 0.67  # of the highest cost: recipes from there on are left out in the reverse of their order (choice)
 PATIENCE = 2  # brackets without a better recipe before tuning stops early (choice)
 
@@ -31,23 +32,25 @@ PATIENCE = 2  # brackets without a better recipe before tuning stops early (choi
 class SearchSpace:
     """What may be varied.
 
-    defaults: recipes that are tried first, as they are. choices: setting -> allowed values; ranges: setting ->
-    (low, high), searched on a logarithmic scale. starts: (source, mode) pairs that recipes may start from.
+    starts: (source, mode) pairs that recipes may start from. defaults: a recipe for each start; the first
+    CONFIGURATIONS are tried first, as they are. choices: setting -> allowed values. factors: setting -> (low, high),
+    searched on a logarithmic scale, times what the start's default has.
     """
 
     defaults: tuple[Recipe, ...]
     starts: tuple[tuple[str, str], ...]
     choices: Mapping[str, tuple[Any, ...]]
-    ranges: Mapping[str, tuple[float, float]]
+    factors: Mapping[str, tuple[float, float]]
     total_epochs: int
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One recipe's state after a rung: its validation metric, and whether it can go on."""
+    """One recipe's state after a rung: its validation metric, whether it can go on, and its seconds since epoch 0."""
 
     metric: float
     alive: bool
+    seconds: float
 
 
 def rungs(total_epochs: int) -> tuple[int, ...]:
@@ -87,7 +90,7 @@ def tune(
     maximum_brackets: int = 50,
     stop_at: float = math.inf,
 ) -> str:
-    """Run brackets until the predicted budget is spent; returns why it stopped, in words.
+    """Run brackets until the budget is spent; returns why it stopped, in words.
 
     predicted_s(recipe, epochs): seconds, from stored measurements only.
     run_rung(numbered recipes, epoch mark, is the last rung): trains each up to the mark, stores it in the run
@@ -105,20 +108,23 @@ def tune(
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=CONFIGURATIONS),
     )
-    spent_s, number, since_better = 0.0, first_number, 0
+    spent_s, predicted_so_far_s, number, since_better = 0.0, 0.0, first_number, 0
     for bracket in range(maximum_brackets):
         proposals = _proposals(study, run, space, bracket, seed)
-        bracket_s = _bracket_seconds(proposals, space.total_epochs, predicted_s)
+        # What finished recipes took, over what they were predicted to take.
+        correction = MARGIN * spent_s / predicted_so_far_s if predicted_so_far_s else 1.0
+        bracket_s = correction * _bracket_seconds(proposals, space.total_epochs, predicted_s)
         while len(proposals) > 1 and spent_s + bracket_s > budget_s:
             proposals = _without_costliest(proposals, space.total_epochs, predicted_s)
-            bracket_s = _bracket_seconds(proposals, space.total_epochs, predicted_s)
+            bracket_s = correction * _bracket_seconds(proposals, space.total_epochs, predicted_s)
         if spent_s + bracket_s > budget_s:
             return f"the next bracket needs about {bracket_s:.0f} s and {max(0.0, budget_s - spent_s):.0f} s are left"
-        spent_s += bracket_s
         numbered = [(number + at, recipe) for at, (_, recipe) in enumerate(proposals)]
         asked = {number + at: trial_number for at, (trial_number, _) in enumerate(proposals)}
         number += CONFIGURATIONS
-        results, complete = _run_bracket(numbered, space.total_epochs, run_rung, out_of_time)
+        results, reached, complete = _run_bracket(numbered, space.total_epochs, run_rung, out_of_time)
+        spent_s += sum(result.seconds for result in results.values())
+        predicted_so_far_s += sum(predicted_s(recipe, reached[at]) for at, recipe in numbered if at in reached)
         _tell(study, {asked[at]: result for at, result in results.items()})
         best = max((result.metric for result in results.values() if result.alive), default=-math.inf)
         if not complete:
@@ -155,21 +161,24 @@ def _run_bracket(
     total_epochs: int,
     run_rung: Callable[[Sequence[tuple[int, Recipe]], int, bool], Mapping[int, Rung]],
     out_of_time: Callable[[], bool],
-) -> tuple[dict[int, Rung], bool]:
+) -> tuple[dict[int, Rung], dict[int, int], bool]:
+    """Number -> its last rung, number -> epochs that it has reached, and whether time allowed all rungs."""
     results: dict[int, Rung] = {}
+    reached: dict[int, int] = {}
     alive = list(numbered)
     marks = rungs(total_epochs)
     for mark in marks:
         if out_of_time():
-            return results, False
+            return results, reached, False
         results.update(run_rung(alive, mark, mark == marks[-1]))
+        reached.update(dict.fromkeys((number for number, _ in alive), mark))
         # Ties go to the recipe that was proposed first, so that the order of finishing cannot matter.
         alive = [entry for entry in alive if results[entry[0]].alive]
         alive.sort(key=lambda entry: (-results[entry[0]].metric, entry[0]))
         alive = alive[: max(1, len(alive) // REDUCTION)]
         if not alive:
             break
-    return results, True
+    return results, reached, True
 
 
 def _proposals(study: Any, run: RunFolder, space: SearchSpace, bracket: int, seed: int) -> list[tuple[int, Recipe]]:
@@ -195,7 +204,9 @@ def _proposals(study: Any, run: RunFolder, space: SearchSpace, bracket: int, see
         # Fixed rather than enqueued: an enqueued trial would outlive a process that dies here.
         fixed: dict[str, Any] = {}
         if defaults:
-            fixed = {**defaults[at].settings, "start": f"{defaults[at].source}|{defaults[at].settings['mode']}"}
+            chosen = {name: defaults[at].settings[name] for name in space.choices}
+            start = f"{defaults[at].source}|{defaults[at].settings['mode']}"
+            fixed = {**chosen, "start": start, **{f"{name} factor": 1.0 for name in space.factors}}
         study.sampler = optuna.samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
         trial = study.ask()
         start = trial.suggest_categorical("start", ["|".join(pair) for pair in space.starts])
@@ -203,8 +214,11 @@ def _proposals(study: Any, run: RunFolder, space: SearchSpace, bracket: int, see
         settings: dict[str, Any] = {"mode": mode}
         for name, values in space.choices.items():
             settings[name] = trial.suggest_categorical(name, list(values))
-        for name, (low, high) in space.ranges.items():
-            settings[name] = trial.suggest_float(name, low, high, log=True)
+        default = next(
+            recipe for recipe in space.defaults if recipe.source == source and recipe.settings["mode"] == mode
+        )
+        for name, (low, high) in space.factors.items():
+            settings[name] = default.settings[name] * trial.suggest_float(f"{name} factor", low, high, log=True)
         proposals.append((trial.number, Recipe(source, "finetune", settings)))
     listing = [
         {"trial": number, "source": recipe.source, "method": recipe.method, "settings": dict(recipe.settings)}

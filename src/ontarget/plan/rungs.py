@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,8 +55,8 @@ class RungRunner:
         for count, (position, outcome) in enumerate(self.executor.run(run_trial, jobs, self.data), start=1):
             if self.progress:
                 self.progress(count, len(jobs), f"fine-tuning {len(numbered)} recipes to epoch {mark}")
-            self._keep(jobs[position], outcome, mark, start_s)
-            results[jobs[position].number] = Rung(outcome.metric, outcome.state == "complete")
+            seconds = self._keep(jobs[position], outcome, mark, start_s)
+            results[jobs[position].number] = Rung(outcome.metric, outcome.state == "complete", seconds)
             start_s = self.clock.elapsed_s()
         if last or whole:
             for number, recipe in numbered:
@@ -69,9 +69,11 @@ class RungRunner:
         for path in (self.run.path / "trials").glob("*/rung/checkpoint.bin"):
             path.unlink()
 
-    def _keep(self, job: TrialJob, outcome: TrialOutcome, mark: int, start_s: float) -> None:
+    def _keep(self, job: TrialJob, outcome: TrialOutcome, mark: int, start_s: float) -> float:
+        """Store what a recipe has reached; its seconds since epoch 0."""
         folder = self.run.trial_folder(job.number) / "rung"
         earlier = self._record(job.number)
+        seconds: float = outcome.seconds + (earlier["outcome"]["seconds"] if earlier else 0.0)
         record = {
             "mark": mark,
             "source": job.recipe.source,
@@ -82,7 +84,7 @@ class RungRunner:
                 "reason": outcome.reason,
                 "metric": outcome.metric if math.isfinite(outcome.metric) else None,
                 "curve": list(outcome.curve),
-                "seconds": outcome.seconds + (earlier["outcome"]["seconds"] if earlier else 0.0),
+                "seconds": seconds,
                 "peak_memory_mb": outcome.peak_memory_mb,
                 "notes": dict(outcome.notes),
             },
@@ -97,6 +99,7 @@ class RungRunner:
             write_atomic(folder / "checkpoint.bin", outcome.checkpoint)
         write_atomic(folder / "rung.json", to_json(record))
         self.clock.account(outcome.seconds)
+        return seconds
 
     def _record(self, number: int) -> dict[str, Any] | None:
         path = self.run.trial_folder(number) / "rung" / "rung.json"
@@ -107,11 +110,11 @@ class RungRunner:
         record = self._record(number)
         if record is None or str(mark) not in record["reached"]:
             return None
-        return _rung(record["reached"][str(mark)])
+        return _rung(record["reached"][str(mark)], record)
 
     def _reached(self, number: int) -> Rung | None:
         record = self._record(number)
-        return None if record is None else _rung(record["reached"][str(record["mark"])])
+        return None if record is None else _rung(record["reached"][str(record["mark"])], record)
 
     def _checkpoint(self, number: int) -> bytes | None:
         path = self.run.trial_folder(number) / "rung" / "checkpoint.bin"
@@ -169,5 +172,5 @@ class RungRunner:
             (folder / "rung" / name).unlink(missing_ok=True)
 
 
-def _rung(metric: float | None) -> Rung:
-    return Rung(-math.inf if metric is None else metric, metric is not None)
+def _rung(metric: float | None, record: Mapping[str, Any]) -> Rung:
+    return Rung(-math.inf if metric is None else metric, metric is not None, record["outcome"]["seconds"])

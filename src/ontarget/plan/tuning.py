@@ -50,7 +50,7 @@ def search_space(data: TargetData, starts: Sequence[tuple[str, str]], epochs: in
         defaults=defaults,
         starts=tuple(starts),
         choices=choices,
-        ranges={"learning_rate": (1e-5, 2e-3)},
+        factors={"learning_rate": (0.2, 5.0)},
         total_epochs=epochs,
     )
 
