@@ -38,6 +38,7 @@ class Stages:
         progress: Any,
     ) -> None:
         from ontarget.data import load
+        from ontarget.data.target_data import summary
 
         started = time.monotonic()
         self.run, self.request, self.executor, self.storage = run, request, executor, storage
@@ -47,7 +48,7 @@ class Stages:
         self.clock = Clock(self.limits.budget_s, spent)
         self.threads = request.threads or os.cpu_count() or 1
         self.data: TargetData = data or load(self.task)
-        known = run.once("data", self._describe_data, clock=self.clock)
+        known = run.once("data", lambda: summary(self.data), clock=self.clock)
         if known["fingerprint"] != self.data.fingerprint:
             raise RunError(
                 "The data has changed since this run began.",
@@ -68,24 +69,6 @@ class Stages:
             stage()
 
     # --- what there is -----------------------------------------------------------------------------------
-
-    def _describe_data(self) -> dict[str, Any]:
-        data = self.data
-        return {
-            "modality": data.modality,
-            "kind": data.kind,
-            "metric": data.metric,
-            "classes": list(data.classes),
-            "rows": {
-                "train": len(data.train),
-                "validation": 0 if len(data.folds) else len(data.validation),
-                "test": len(data.test),
-                "unlabelled": len(data.unlabelled),
-            },
-            "cross_fitted": bool(len(data.folds)),
-            "warnings": list(data.warnings),
-            "fingerprint": data.fingerprint,
-        }
 
     def _device(self) -> None:
         from ontarget.device import describe

@@ -80,6 +80,21 @@ def test_measured_seconds_correct_the_predictions(tmp_path: Path) -> None:
     assert ran[5.0] > ran[10.0] > ran[20.0]
 
 
+def test_recipes_that_fail_at_once_say_nothing_of_costs(tmp_path: Path) -> None:
+    """They take no time; the next bracket is still expected to take what it was predicted to."""
+    asked = []
+
+    def failing(numbered, mark, last):  # type: ignore[no-untyped-def]
+        asked.append(len(numbered))
+        return {number: Rung(-math.inf, False, 0.0) for number, _ in numbered}
+
+    reason = tune(
+        RunFolder(tmp_path), space(), predicted_s=lambda recipe, epochs: 10.0 * epochs, run_rung=failing,
+        first_number=0, budget_s=90, out_of_time=lambda: False, seed=0,
+    )  # fmt: skip
+    assert asked == [3, 3] and "nothing better" in reason
+
+
 def test_rates_are_factors_of_the_default_of_the_start(tmp_path: Path) -> None:
     recorder = Recorder()
     run(tmp_path, recorder, budget_s=2000)

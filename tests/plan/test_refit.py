@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 import ontarget
-from ontarget.plan.refit import best_epoch, can_be_refitted, dropped_because, refit_job
+from ontarget.plan.refit import best_epoch, can_be_refitted, dropped_because, refit_job, refit_trial
+from ontarget.plan.run_folder import RunFolder
 from ontarget.plan.trial import TrialJob, TrialOutcome, run_trial
 from ontarget.task import Task
 from ontarget.values import Examples, Recipe, TargetData
@@ -98,3 +99,12 @@ def test_a_fine_tuned_model_is_trained_to_its_best_epoch_on_all_rows() -> None:
     assert again.scores.shape == (20, 2)
     assert again.files["state.safetensors"] != first.files["state.safetensors"]
     assert dropped_because(again, trial) == ""
+
+
+def test_a_training_again_that_takes_too_long_is_not_begun(tmp_path: Path) -> None:
+    """100 s for 4 epochs of 90 rows, the second the best: 1.1 x 150 / 90 x 100 x 2 / 4 = 91.7 s."""
+    curve = [{"epoch": float(epoch), "validation": value} for epoch, value in ((1, 0.5), (2, 0.7), (3, 0.6), (4, 0.7))]
+    trial = {"number": 4, "source": "zoo:wordllama", "method": "finetune", "settings": {}, "curve": curve,
+             "seconds": 100.0}  # fmt: skip
+    reason = refit_trial(RunFolder(tmp_path), trial, feature_data(), None, lambda *_: None, left_s=90)  # type: ignore
+    assert reason == "training again needs about 92 s, and 90 s of the budget are left"

@@ -62,6 +62,7 @@ def test_image_sources_without_a_size_take_part_at_a_smaller_one_too() -> None:
     assert candidates([], "features", columns=7) == ["control:array-7"]
     small = load(resolve(f"{lite}@128"))
     assert (small.preprocess.settings["size"], small.dim) == (128, 1280)
+    assert small.encoder.conv_stem.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_minilm_is_its_authors_pooling_and_tokenizer() -> None:

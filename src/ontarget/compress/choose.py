@@ -22,6 +22,7 @@ from ontarget.values import Array, Context, Examples, Measurement, Variant
 CALIBRATION_ROWS = 128  # rows that int8 ranges are taken from (choice)
 QUALITY_ROWS = 1000  # validation rows on which forms are compared, at most (choice)
 CHECKED_ROWS = 128  # rows on which a remade form is compared with its network (choice)
+YARDSTICKS = ("pytorch", "onnx-fp32")  # what the other forms are compared with
 LATENCY_CALLS = 12  # different calls that latency is measured on (choice)
 MIN_COSINE = 0.99  # of a form's scores with those of PyTorch (choice)
 SIGNIFICANCE = 0.05  # one-sided, that a form is worse (choice)
@@ -61,11 +62,11 @@ def choose(
     _progress(context, 2, "measuring forms")
     timing = measure_side_by_side({form: [_bind(scorer, rows) for rows in calls] for form, scorer in scorers.items()})
     nothing = np.zeros((0, 1), dtype=np.float32)
-    speed_alone = limits.size_mb is None and limits.memory_mb is None
-    bar_ms = HOPELESS * timing["onnx-fp32"][0]
-    needed = ("pytorch", "onnx-fp32")
-    hopeless = {form for form in scorers if speed_alone and form not in needed and timing[form][0] > bar_ms}
-    scores = {form: nothing if form in hopeless else _score_all(scorer, sample) for form, scorer in scorers.items()}
+    bar_ms = HOPELESS * timing["onnx-fp32"][0] if _speed_alone(limits) else float("inf")
+    scores = {
+        form: _score_all(scorer, sample) if form in YARDSTICKS or timing[form][0] <= bar_ms else nothing
+        for form, scorer in scorers.items()
+    }
     longest = max(calls, key=lambda rows: sum(len(str(row)) for row in rows))
     feeds = preprocess(longest)
     fp32_mb = _size_mb(paths["onnx-fp32"]) if "onnx-fp32" in paths else 0.0
@@ -188,7 +189,7 @@ def _judged(
         lost = reference.validation_metric - variant.validation_metric
         reasons.append(f"significantly worse ({metric} {lost:.4f} lower, p = {p_value:.3f})")
     if variant.form != "onnx-fp32":
-        if measured.latency_p50_ms > base.latency_p50_ms and limits.size_mb is None and limits.memory_mb is None:
+        if measured.latency_p50_ms > base.latency_p50_ms and _speed_alone(limits):
             reasons.append(slower)
         if measured.size_mb >= fp32_mb:
             reasons.append(f"not smaller than fp32 ({measured.size_mb:.1f} against {fp32_mb:.1f} MiB)")
@@ -201,6 +202,11 @@ def _judged(
             reasons.append(f"{name} {value:.2f} {unit} over the limit of {limit:g}")
     note = f"cosine {cosine:.4f}" if not reasons else "; ".join(reasons)
     return replace(variant, kept=not reasons, reason=note)
+
+
+def _speed_alone(limits: Limits) -> bool:
+    """Whether a form could be wanted for its speed only: being small serves no limit."""
+    return limits.size_mb is None and limits.memory_mb is None
 
 
 def _keep_one(variants: list[Variant]) -> tuple[Variant, ...]:

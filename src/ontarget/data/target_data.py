@@ -72,6 +72,25 @@ def load(task: Task) -> TargetData:
     return _data(inputs, modality, looks, targets, metric, splits, folds, rows, warnings)
 
 
+def summary(data: TargetData) -> dict[str, Any]:
+    """What the data is, as a run folder and a report keep it: no rows, their fingerprint."""
+    return {
+        "modality": data.modality,
+        "kind": data.kind,
+        "metric": data.metric,
+        "classes": list(data.classes),
+        "rows": {
+            "train": len(data.train),
+            "validation": 0 if len(data.folds) else len(data.validation),
+            "test": len(data.test),
+            "unlabelled": len(data.unlabelled),
+        },
+        "cross_fitted": bool(len(data.folds)),
+        "warnings": list(data.warnings),
+        "fingerprint": data.fingerprint,
+    }
+
+
 def read_inputs(
     source: Any, *, input_columns: tuple[str, ...] = (), modality: Modality | None = None
 ) -> tuple[Any, Array]:

@@ -108,11 +108,11 @@ def tune(
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=CONFIGURATIONS),
     )
-    spent_s, predicted_so_far_s, number, since_better = 0.0, 0.0, first_number, 0
+    spent_s, number, since_better = 0.0, first_number, 0
+    measured_s, foreseen_s = 0.0, 0.0  # of the recipes that ended well: one that failed early says nothing of costs
     for bracket in range(maximum_brackets):
         proposals = _proposals(study, run, space, bracket, seed)
-        # What finished recipes took, over what they were predicted to take.
-        correction = MARGIN * spent_s / predicted_so_far_s if predicted_so_far_s else 1.0
+        correction = MARGIN * measured_s / foreseen_s if foreseen_s else 1.0
         bracket_s = correction * _bracket_seconds(proposals, space.total_epochs, predicted_s)
         while len(proposals) > 1 and spent_s + bracket_s > budget_s:
             proposals = _without_costliest(proposals, space.total_epochs, predicted_s)
@@ -124,7 +124,9 @@ def tune(
         number += CONFIGURATIONS
         results, reached, complete = _run_bracket(numbered, space.total_epochs, run_rung, out_of_time)
         spent_s += sum(result.seconds for result in results.values())
-        predicted_so_far_s += sum(predicted_s(recipe, reached[at]) for at, recipe in numbered if at in reached)
+        sound = [(at, recipe) for at, recipe in numbered if at in results and results[at].alive]
+        measured_s += sum(results[at].seconds for at, _ in sound)
+        foreseen_s += sum(predicted_s(recipe, reached[at]) for at, recipe in sound)
         _tell(study, {asked[at]: result for at, result in results.items()})
         best = max((result.metric for result in results.values() if result.alive), default=-math.inf)
         if not complete:

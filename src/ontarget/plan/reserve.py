@@ -7,7 +7,7 @@ from ontarget.values import TargetData
 
 RESERVED_SHARE = 0.15  # of the budget, kept at least (choice)
 FIXED_S = 10.0  # export, quantisation, the report (choice)
-SCORED_FORMS = 4  # forms that go through the validation rows: PyTorch and those that are no slower than fp32
+SCORED_FORMS = 4  # forms that go through the validation rows, of five: some are too slow to be scored (choice)
 
 
 def reserved_seconds(data: TargetData, seconds_per_row: float, budget_s: float) -> float:

@@ -43,12 +43,15 @@ def tune_sources(
 
     def costs_of_anchors() -> dict[str, dict[str, Any]]:
         left_s = clock.remaining_s() - reserved_s
+        if left_s <= 0:
+            return {}
         anchors = within_reach(sources, seconds_per_row, data, left_s=left_s, count=TUNED_SOURCES)
         return predict_costs(data, anchors, max_length=request.task.max_length, context=context)
 
     costs = run.once("tuning-costs", costs_of_anchors, clock=clock, kind="measuring")
     if not starts_of(costs):
-        run.once("tuning", lambda: {"stopped": "no source can be fine-tuned"}, clock=clock)
+        why = "no source can be fine-tuned" if costs else "judging and reporting need all the time that is left"
+        run.once("tuning", lambda: {"stopped": why}, clock=clock)
         return
     plan = run.once("tuning-plan", lambda: _plan(run, request, data, costs, clock, reserved_s), clock=clock)
     if run.has("tuning"):
@@ -63,15 +66,15 @@ def tune_sources(
     def predicted_s(recipe: Recipe, epochs: int) -> float:
         return predicted_seconds(costs, data, recipe, epochs)
 
+    kept_s = plan["reserved_s"] + plan["refit_s"]
     runner = RungRunner(
         run, executor, data, make_job, store, clock=clock, progress=context.progress, predicted_s=predicted_s,
         memory_mb=lambda recipe: costs[f"{recipe.source}|{recipe.settings['mode']}"].get("memory_mb"),
         total_epochs=space.total_epochs,
     )  # fmt: skip
-    limit_s = clock.elapsed_s() + plan["budget_s"]
     stopped = tune(
         run, space, predicted_s=predicted_s, run_rung=runner.run_rung, first_number=plan["first_number"],
-        budget_s=plan["budget_s"], out_of_time=lambda: clock.elapsed_s() > limit_s, seed=request.task.seed,
+        budget_s=plan["budget_s"], out_of_time=lambda: clock.remaining_s() < kept_s, seed=request.task.seed,
         storage=storage, best_so_far=-float("inf") if plan["best_so_far"] is None else plan["best_so_far"],
         stop_at=1.0 if data.metric in ("accuracy", "balanced_accuracy", "macro_f1") else float("inf"),
     )  # fmt: skip

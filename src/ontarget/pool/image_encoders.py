@@ -43,9 +43,8 @@ def load_efficientnet_lite(source: Source) -> Loaded:
 
 
 def channels_last(network: torch.nn.Module) -> torch.nn.Module:
-    """``network`` in evaluation mode, channels innermost in memory: on CPUs its convolutions take two thirds of the
-    time, forwards and backwards."""
-    placed: torch.nn.Module = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    """``network`` in evaluation mode, channels innermost in memory: convolutions are faster so, on CPUs and GPUs."""
+    placed: torch.nn.Module = network.eval().to(memory_format=torch.channels_last)
     return placed
 
 

@@ -20,8 +20,8 @@ class Source:
     """Something to start from. Light: nothing is loaded.
 
     package: importable module that carries the weights, "" where none is needed. requirement: what to install.
-    smaller_input: side in pixels of a second input size, at about a third of the cost, at which it takes part beside
-    its own (choice); 0 for none.
+    smaller_input: side in pixels of a second input size, of about a third of the pixels, at which it takes part
+    beside its own (choice); 0 for none.
     """
 
     locator: str
