@@ -53,19 +53,20 @@ def tune_sources(
         why = "no source can be fine-tuned" if costs else "judging and reporting need all the time that is left"
         run.once("tuning", lambda: {"stopped": why}, clock=clock)
         return
-    plan = run.once("tuning-plan", lambda: _plan(run, request, data, costs, clock, reserved_s), clock=clock)
-    if run.has("tuning"):
-        return
-    if not plan["starts"]:
-        epoch_s = min(entry["seconds_per_epoch"] for entry in costs.values() if "seconds_per_epoch" in entry)
-        left = f"one epoch of the cheapest takes about {epoch_s:.0f} s and {plan['budget_s']:.0f} s are left for tuning"
-        run.write("tuning", {"stopped": left})
-        return
-    space = search_space(data, [(source, mode) for source, mode in plan["starts"]], plan["total_epochs"])
 
     def predicted_s(recipe: Recipe, epochs: int) -> float:
         return predicted_seconds(costs, data, recipe, epochs)
 
+    plan = run.once("tuning-plan", lambda: _plan(run, request, data, costs, clock, reserved_s), clock=clock)
+    if run.has("tuning"):
+        return
+    if not plan["starts"]:
+        epoch_s = min(predicted_s(Recipe(source, "finetune", {"mode": mode}), 1) for source, mode in starts_of(costs))
+        models = " of all its models" if len(data.folds) else ""
+        left = f"one epoch{models} takes about {epoch_s:.0f} s at least, {plan['budget_s']:.0f} s are left for tuning"
+        run.write("tuning", {"stopped": left})
+        return
+    space = search_space(data, [(source, mode) for source, mode in plan["starts"]], plan["total_epochs"])
     kept_s = plan["reserved_s"] + plan["refit_s"]
     runner = RungRunner(
         run, executor, data, make_job, store, clock=clock, progress=context.progress, predicted_s=predicted_s,
