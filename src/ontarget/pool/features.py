@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from ontarget.pool.cache import cached_array, key_of
+from ontarget.pool.fold_batch_norm import fold_batch_norm
 from ontarget.pool.source import Source
 from ontarget.runtime.preprocess import InputError
 from ontarget.values import Array, Context, Loaded
 
 BATCH_ROWS = 32  # (choice)
+FOLD_CHECK_ROWS = 2  # through the network with and without BatchNorm (choice)
 
 
 def extract(
@@ -27,7 +29,8 @@ def extract(
 ) -> Array:
     """(N, dim) float32 features, rows in the order of ``inputs``.
 
-    Texts are encoded shortest first, so that little padding is computed. Raises InputError naming the row.
+    Texts are encoded shortest first, so that little padding is computed; image networks run with their BatchNorms
+    folded. Raises InputError naming the row.
     """
     encoder = loaded.encoder.to(context.device).eval()
     order = np.arange(len(inputs))
@@ -43,6 +46,8 @@ def extract(
             except InputError as error:
                 raise error.at(rows) from error
             tensors = [torch.from_numpy(value).to(context.device) for value in prepared.values()]
+            if start == 0:
+                encoder = fold_batch_norm(encoder, tuple(tensor[:FOLD_CHECK_ROWS] for tensor in tensors))
             features[rows] = encoder(*tensors).float().cpu().numpy()
             if context.progress:
                 context.progress(min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}")
@@ -60,7 +65,7 @@ def cached_features(
     from ontarget.data.fingerprint import fingerprint
 
     key = key_of(
-        "features-1",
+        "features-2",
         weights_digest(loaded),
         loaded.preprocess.fingerprint,
         fingerprint(inputs, modality=source.modality),
