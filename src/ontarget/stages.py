@@ -1,6 +1,6 @@
 """The stages of a fit, in their order. The only file that knows it.
 
-data -> device -> admission -> ranking -> trials (cheap models, linear heads, fine-tuning) -> decision ->
+data -> device -> admission -> ranking -> trials (cheap models, linear heads, fine-tuning, blend) -> decision ->
 variants -> refit -> bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins;
 what is stored is never done again.
 """
@@ -63,8 +63,8 @@ class Stages:
 
     def run_stages(self) -> None:
         for stage in (
-            self._device, self._admission, self._ranking, self._quick_trials, self._tuning, self._decision,
-            self._refit, self._bundle, self._evidence, self._report,
+            self._device, self._admission, self._ranking, self._quick_trials, self._tuning, self._blend,
+            self._decision, self._refit, self._bundle, self._evidence, self._report,
         ):  # fmt: skip
             stage()
 
@@ -224,6 +224,28 @@ class Stages:
             self.run, self.request, self.data, self._best_heads(), clock=self.clock, executor=self.executor,
             make_job=self._job, store=self._store, storage=self.storage, context=self.context,
         )  # fmt: skip
+
+    def _blend(self) -> None:
+        """The best encoder's model and the TF-IDF model together, as one more candidate."""
+        from ontarget.plan.blend import METHOD, blend, parts_of
+
+        def compute() -> dict[str, Any]:
+            trials = self.run.trials()
+            stored = next((trial["number"] for trial in trials if trial["method"] == METHOD), None)
+            if stored is not None:
+                return {"number": stored, "reason": ""}
+            parts = parts_of(self.run)
+            if not parts:
+                return {"number": None, "reason": "there is nothing to blend"}
+            start_s, number = self.clock.elapsed_s(), max(trial["number"] for trial in trials) + 1
+            found = blend(self.run, parts, self.data, number=number, seed=self.task.seed)
+            if isinstance(found, str):
+                return {"number": None, "reason": found}
+            recipe, outcome = found
+            self._store(self._job(number, recipe), outcome, start_s)
+            return {"number": number, "reason": ""}
+
+        self.run.once("blend", compute, clock=self.clock)
 
     # --- decide, compress, bundle ------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ def predict_scores(
     Raises InputError naming the row that cannot be read; DataError for no rows.
     """
     order = np.arange(len(inputs))
-    if preprocess.kind in ("tokens", "tfidf"):
+    if preprocess.takes_texts:
         order = np.argsort([len(str(text)) for text in inputs], kind="stable")
 
     def batches() -> Iterator[tuple[Array, list[Tensor]]]:

@@ -142,7 +142,7 @@ def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
     tuned = best(("finetune", "contrastive"))
     steps = []
     last = cheap
-    for name, trial in (("select", probe), ("adapt", tuned)):
+    for name, trial in (("select", probe), ("adapt", tuned), ("blend", best(("tfidf_blend",)))):
         if trial is None or last is None:
             last = last or trial
             continue

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from ontarget.plan.run_folder import RunFolder, write_atomic
-from ontarget.plan.trial import TrialJob, TrialOutcome, run_trial
+from ontarget.plan.trial import PART_FOLDERS, TrialJob, TrialOutcome, run_trial
 from ontarget.task import Task
 from ontarget.values import Recipe, TargetData
 
@@ -40,8 +40,36 @@ def refit_trial(
 ) -> str:
     """Train a trial's recipe again into its folder ``REFIT``; why the result is not used, in words, or "".
 
-    left_s: seconds that fine-tuning may take; it is expected to take what the trial took, for more rows.
+    A blend keeps its weights, and both of its parts are trained again. left_s: seconds that fine-tuning may take; it is
+    expected to take what the trial took, for more rows.
     """
+    folder = run.trial_folder(trial["number"]) / REFIT
+    parts = {"": trial}
+    if trial["method"] == "tfidf_blend":
+        numbered = {stored["number"]: stored for stored in run.trials()}
+        listing = trial["settings"]["parts"]
+        parts = {f"{name}/": numbered[part["trial"]] for name, part in zip(PART_FOLDERS, listing, strict=True)}
+    files: dict[str, bytes] = {}
+    for prefix, part in parts.items():
+        found = _trained_again(run, part, data, executor, make_job, left_s=left_s)
+        if isinstance(found, str):
+            return found
+        files |= {prefix + name: content for name, content in found.items()}
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    return ""
+
+
+def _trained_again(
+    run: RunFolder,
+    trial: Mapping[str, Any],
+    data: TargetData,
+    executor: Any,
+    make_job: Callable[[int, Recipe], TrialJob],
+    *,
+    left_s: float,
+) -> Mapping[str, bytes] | str:
+    """The files of a trial's recipe trained again, or why there are none, in words."""
     recipe = Recipe(trial["source"], trial["method"], trial["settings"])
     if trial["method"] not in METHODS:
         return f"{trial['method']} has nothing to gain from more rows"
@@ -53,11 +81,7 @@ def refit_trial(
     epochs = run.read("tuning-plan")["total_epochs"] if trial["method"] == "finetune" else 1
     job = refit_job(make_job(trial["number"], recipe), trial, epochs)
     ((_, outcome),) = executor.run(run_trial, [job], data)
-    reason = dropped_because(outcome, trial)
-    if not reason:
-        for name, content in outcome.files.items():
-            write_atomic(run.trial_folder(trial["number"]) / REFIT / name, content)
-    return reason
+    return dropped_because(outcome, trial) or outcome.files
 
 
 def best_epoch(trial: Mapping[str, Any]) -> int:

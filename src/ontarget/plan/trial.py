@@ -316,6 +316,8 @@ _RUNNERS: dict[str, Callable[[TrialJob, TargetData, Context], Fitted]] = {
 
 # --- from a trial's files back to a network -------------------------------------------------------------------
 
+PART_FOLDERS = ("part-0", "part-1")  # of a blend's files
+
 
 def assemble(
     recipe: Recipe, folder: Path, data: TargetData, *, max_length: int | None
@@ -330,6 +332,16 @@ def assemble(
         from ontarget.adapt.tune.tfidf_linear import network_from_state
 
         return Preprocess.load(folder), network_from_state(load_file(folder / "network.safetensors")).eval()
+    if recipe.method == "tfidf_blend":
+        from ontarget.adapt.tune.tfidf_blend import TfidfBlend, joined_preprocess
+
+        parts = [
+            assemble(Recipe(part["source"], part["method"], part["settings"]), folder / name, data,
+                     max_length=max_length)
+            for name, part in zip(PART_FOLDERS, recipe.settings["parts"], strict=True)
+        ]  # fmt: skip
+        (tokens, encoder), (tfidf, terms) = parts
+        return joined_preprocess(tokens, tfidf), TfidfBlend(encoder, terms, recipe.settings["weights"]).eval()
     loaded = load(resolve(recipe.source), max_length=max_length)
     if recipe.method in ("finetune", "contrastive"):
         state = load_file(folder / "state.safetensors")

@@ -43,7 +43,7 @@ class Bundle:
         if len(inputs) == 0:
             return np.zeros((0, max(1, len(self.info["classes"]))), dtype=np.float32)
         order = np.arange(len(inputs))
-        if self.preprocess.kind in ("tokens", "tfidf") and len(inputs) > 1:
+        if self.preprocess.takes_texts and len(inputs) > 1:
             order = np.argsort([len(str(text)) for text in inputs], kind="stable")
         parts = []
         for start in range(0, len(order), BATCH_ROWS):

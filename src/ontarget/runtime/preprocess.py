@@ -48,6 +48,7 @@ class Preprocess:
       tfidf: text -> ``indices`` int64 (N, L), ``values`` float32 (N, L), padded with index 0 and value 0.
           settings: word_ngrams [low, high], char_ngrams [low, high] or null, lowercase, sublinear.
           files: vocabulary.json (term -> index), idf.npy (V,) float32.
+      tokens+tfidf: the tensors of both, with the settings and files of both.
       image: image -> ``pixels`` float32 (N, channels, size, size).
           settings: size, crop (fraction of the resized image that the centre crop keeps; 1 = squash to a square),
           interpolation ("bilinear" | "bicubic"), mean, std (lists of ``channels`` values, on the 0..1 scale),
@@ -73,9 +74,15 @@ class Preprocess:
         return {
             "tokens": ("input_ids", "attention_mask"),
             "tfidf": ("indices", "values"),
+            "tokens+tfidf": ("input_ids", "attention_mask", "indices", "values"),
             "image": ("pixels",),
             "array": ("features",),
         }[self.kind]
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether inputs are texts, which go through in batches of like length."""
+        return self.kind in ("tokens", "tfidf", "tokens+tfidf")
 
     @cached_property
     def fingerprint(self) -> str:
@@ -151,6 +158,10 @@ def _checked_text(text: Any, row: int) -> Any:
     if isinstance(text, (tuple, list)) and len(text) == 2 and all(isinstance(part, str) for part in text):
         return tuple(text)
     raise InputError(f"expected a text or a pair of texts, got {type(text).__name__}", row)
+
+
+def _tokens_and_tfidf(preprocess: Preprocess, texts: Sequence[Any]) -> Tensors:
+    return {**_tokens(preprocess, texts), **_tfidf(preprocess, texts)}
 
 
 _WORD = re.compile(r"(?u)\b\w\w+\b")
@@ -322,6 +333,7 @@ def _array(preprocess: Preprocess, rows: Sequence[Any] | Array) -> Tensors:
 _PREPARE: dict[str, Callable[[Preprocess, Any], Tensors]] = {
     "tokens": _tokens,
     "tfidf": _tfidf,
+    "tokens+tfidf": _tokens_and_tfidf,
     "image": _image,
     "array": _array,
 }

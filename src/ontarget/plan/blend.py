@@ -1,0 +1,65 @@
+"""The best encoder model and the TF-IDF model of a run as one more candidate.
+
+A blend's folder holds its parts' files in PART_FOLDERS, so that it is whole without the trials that it was made of.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ontarget.plan.run_folder import RunFolder
+from ontarget.plan.trial import PART_FOLDERS, TrialOutcome
+from ontarget.values import Recipe, TargetData
+
+METHOD = "tfidf_blend"
+ENCODER_METHODS = ("linear_head", "finetune", "contrastive")
+NEGLIGIBLE = 0.02  # share of the weights below which a part adds nothing (choice)
+
+
+def parts_of(run: RunFolder) -> list[dict[str, Any]]:
+    """The trials to blend, [encoder's, TF-IDF's], each the best of its kind; [] where one of the two is missing."""
+    complete = [trial for trial in run.trials() if trial["state"] == "complete"]
+    encoders = [
+        trial for trial in complete if trial["method"] in ENCODER_METHODS and not trial["source"].startswith("control:")
+    ]
+    sparse = [trial for trial in complete if trial["method"] == "tfidf_linear"]
+    if not encoders or not sparse:
+        return []
+    return [min(trials, key=lambda trial: (-trial["metric"], trial["number"])) for trials in (encoders, sparse)]
+
+
+def blend(
+    run: RunFolder, parts: list[dict[str, Any]], data: TargetData, *, number: int, seed: int
+) -> tuple[Recipe, TrialOutcome] | str:
+    """The blend of trials ``parts`` as trial ``number``, or why there is none, in words.
+
+    Its metric and scores are those of weights fitted without the row, so that they compare with its parts'.
+    """
+    from ontarget.adapt.metric import metric_value
+    from ontarget.adapt.tune.tfidf_blend import blend_weights, cross_fitted_scores
+
+    start = time.monotonic()
+    targets = data.validation.targets
+    scores = [run.trial_scores(trial["number"]) for trial in parts]
+    weights = blend_weights(scores, targets, kind=data.kind)
+    total = float(weights.sum())
+    if total <= 0 or float(weights.min()) < NEGLIGIBLE * total:
+        weak = parts[int(weights.argmin())]
+        return f"{weak['method']} on {weak['source']} adds nothing to the other model on the validation rows"
+    fitted = cross_fitted_scores(scores, targets, kind=data.kind, seed=seed)
+    listing = [{"trial": trial["number"], **{name: trial[name] for name in _RECIPE}} for trial in parts]
+    recipe = Recipe(parts[0]["source"], METHOD, {"parts": listing, "weights": weights.tolist()})
+    files = {
+        f"{folder}/{path.name}": path.read_bytes()
+        for folder, trial in zip(PART_FOLDERS, parts, strict=True)
+        for path in sorted(run.trial_folder(trial["number"]).iterdir())
+        if path.is_file() and path.name not in ("trial.json", "scores.npy")
+    }
+    metric = metric_value(data.metric, fitted, targets)
+    return recipe, TrialOutcome(
+        number, "complete", metric=metric, scores=fitted, seconds=time.monotonic() - start, files=files
+    )
+
+
+_RECIPE = ("source", "method", "settings")
