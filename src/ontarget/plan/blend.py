@@ -37,17 +37,16 @@ def blend(
     Its metric and scores are those of weights fitted without the row, so that they compare with its parts'.
     """
     from ontarget.adapt.metric import metric_value
-    from ontarget.adapt.tune.tfidf_blend import blend_weights, cross_fitted_scores
+    from ontarget.adapt.tune.tfidf_blend import tfidf_blend
 
     start = time.monotonic()
     targets = data.validation.targets
     scores = [run.trial_scores(trial["number"]) for trial in parts]
-    weights = blend_weights(scores, targets, kind=data.kind)
+    weights, fitted = tfidf_blend(scores, targets, kind=data.kind, seed=seed)
     total = float(weights.sum())
     if total <= 0 or float(weights.min()) < NEGLIGIBLE * total:
         weak = parts[int(weights.argmin())]
         return f"{weak['method']} on {weak['source']} adds nothing to the other model on the validation rows"
-    fitted = cross_fitted_scores(scores, targets, kind=data.kind, seed=seed)
     listing = [{"trial": trial["number"], **{name: trial[name] for name in _RECIPE}} for trial in parts]
     recipe = Recipe(parts[0]["source"], METHOD, {"parts": listing, "weights": weights.tolist()})
     files = {

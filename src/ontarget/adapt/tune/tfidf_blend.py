@@ -38,6 +38,17 @@ class TfidfBlend(torch.nn.Module):
         return scores
 
 
+def tfidf_blend(
+    parts: Sequence[Array], targets: Array, *, kind: Literal["classification", "regression"], seed: int = 0
+) -> tuple[Array, Array]:
+    """Weights (2,) for `TfidfBlend`, and scores (N, C) or (N, 1) to judge the blend by: see `cross_fitted_scores`.
+
+    parts: held-out scores of the encoder's model and of the TF-IDF model. Raises DataError: see `blend_weights`.
+    """
+    scores = cross_fitted_scores(parts, targets, kind=kind, seed=seed)
+    return blend_weights(parts, targets, kind=kind), scores
+
+
 def joined_preprocess(tokens: Preprocess, tfidf: Preprocess) -> Preprocess:
     """What both models take, in one pass over the texts."""
     return Preprocess("tokens+tfidf", {**tfidf.settings, **tokens.settings}, {**tfidf.files, **tokens.files})
