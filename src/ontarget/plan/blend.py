@@ -41,13 +41,18 @@ def blend(
 
     start = time.monotonic()
     targets = data.validation.targets
+    if len(targets) < 2:
+        return "one validation row is too few to weigh two models by"
     scores = [run.trial_scores(trial["number"]) for trial in parts]
     weights, fitted = tfidf_blend(scores, targets, kind=data.kind, seed=seed)
     total = float(weights.sum())
     if total <= 0 or float(weights.min()) < NEGLIGIBLE * total:
         weak = parts[int(weights.argmin())]
         return f"{weak['method']} on {weak['source']} adds nothing to the other model on the validation rows"
-    listing = [{"trial": trial["number"], **{name: trial[name] for name in _RECIPE}} for trial in parts]
+    listing = [
+        {"trial": trial["number"], **{name: trial[name] for name in ("source", "method", "settings")}}
+        for trial in parts
+    ]
     recipe = Recipe(parts[0]["source"], METHOD, {"parts": listing, "weights": weights.tolist()})
     files = {
         f"{folder}/{path.name}": path.read_bytes()
@@ -59,6 +64,3 @@ def blend(
     return recipe, TrialOutcome(
         number, "complete", metric=metric, scores=fitted, seconds=time.monotonic() - start, files=files
     )
-
-
-_RECIPE = ("source", "method", "settings")

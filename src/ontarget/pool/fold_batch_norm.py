@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-TOLERANCE = 1e-3  # of the largest output: rounding is 100 times smaller, a wrong pair 100 times larger (choice)
+TOLERANCE = 1e-3  # of the largest output, between the network and its folded copy (choice)
 
 
 def fold_batch_norm(network: nn.Module, sample: tuple[Tensor, ...]) -> nn.Module:

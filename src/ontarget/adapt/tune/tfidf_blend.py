@@ -2,9 +2,9 @@
 
 A logarithmic opinion pool (Heskes, "Selecting weighting factors in logarithmic opinion pools", NIPS 1997) for classes,
 stacking with non-negative weights (Breiman, "Stacked regressions", Machine Learning 1996) for numbers. Words that a
-frozen or briefly tuned encoder blurs are seen by the other model, for a fraction of a millisecond more.
+frozen or briefly tuned encoder blurs are seen by the other model.
 Left out: weights by class or by row.
-Checked: tests/adapt/test_tfidf_blend.py (gradient, a grid, scikit-learn, the network against the sum).
+Checked: tests/adapt/test_tfidf_blend.py (a grid, closed-form least squares, the network against the sum).
 """
 
 from __future__ import annotations
