@@ -78,8 +78,7 @@ class Stages:
     def _pool(self) -> list[str]:
         from ontarget.pool import candidates
 
-        columns = np.asarray(self.data.train.inputs).shape[1] if self.data.modality == "features" else 0
-        return candidates(self.request.pool or (), self.data.modality, columns=columns)
+        return candidates(self.request.pool or (), self.data.modality, columns=self.data.columns)
 
     def _admission(self) -> None:
         from ontarget.plan.admission import admit, require_any
@@ -227,35 +226,25 @@ class Stages:
 
     def _blend(self) -> None:
         """The best encoder's model and the TF-IDF model together, as one more candidate."""
-        from ontarget.plan.blend import METHOD, blend, parts_of
+        from ontarget.plan.blend import blend_best_trials
 
-        def compute() -> dict[str, Any]:
-            trials = self.run.trials()
-            stored = next((trial["number"] for trial in trials if trial["method"] == METHOD), None)
-            if stored is not None:
-                return {"number": stored, "reason": ""}
-            parts = parts_of(self.run)
-            if not parts:
-                return {"number": None, "reason": "there is nothing to blend"}
-            start_s, number = self.clock.elapsed_s(), max(trial["number"] for trial in trials) + 1
-            found = blend(self.run, parts, self.data, number=number, seed=self.task.seed)
-            if isinstance(found, str):
-                return {"number": None, "reason": found}
-            recipe, outcome = found
-            self._store(self._job(number, recipe), outcome, start_s)
-            return {"number": number, "reason": ""}
-
-        self.run.once("blend", compute, clock=self.clock)
+        self.run.once(
+            "blend",
+            lambda: blend_best_trials(
+                self.run, self.data, seed=self.task.seed, clock=self.clock, make_job=self._job, store=self._store
+            ),
+            clock=self.clock,
+        )
 
     # --- decide, compress, bundle ------------------------------------------------------------------------
 
     def _decision(self) -> None:
-        from ontarget.plan.decision import order
+        from ontarget.plan.decision import eligible, order
 
         def compute() -> dict[str, Any]:
             admission = self.run.read("admission")
             latency = {locator: entry.get("latency_p50_ms", 0.0) for locator, entry in admission.items()}
-            candidates = order(self.run.trials(), latency)
+            candidates = order(eligible(self.run.trials()), self.data, self.run.trial_scores, latency)
             if not candidates:
                 reasons = "; ".join(
                     f"{trial['method']} on {trial['source']}: {trial['reason']}" for trial in self.run.trials()

@@ -98,6 +98,13 @@ class TargetData:
         """Columns of a model's score matrix: C for classification, 1 for regression."""
         return len(self.classes) if self.kind == "classification" else 1
 
+    @property
+    def columns(self) -> int:
+        """Columns of an array of features; text fields of a row; 1 for images."""
+        if self.modality == "features":
+            return int(np.asarray(self.train.inputs).shape[1])
+        return 2 if len(self.train) and isinstance(self.train.inputs[0], tuple) else 1
+
 
 @dataclass(frozen=True)
 class Measurement:

@@ -124,10 +124,14 @@ def test_accumulated_batches_equal_one_large_batch(class_weight: str) -> None:
         torch.testing.assert_close(value, small.state[name], rtol=1e-4, atol=1e-5)
 
 
-def test_training_lowers_the_loss_and_the_best_epoch_is_kept() -> None:
+def test_training_lowers_the_loss_and_the_last_or_the_best_epoch_is_kept() -> None:
     result = run(total_epochs=30, learning_rate=3e-2)
     assert result.curve[-1]["train_loss"] < 0.8 * result.curve[0]["train_loss"]
-    assert result.validation_metric == max(point["validation"] for point in result.curve)
+    assert result.validation_metric == result.curve[-1]["validation"]
+    best = max(point["validation"] for point in result.curve)
+    assert result.validation_metric < best
+    chosen = run(total_epochs=30, learning_rate=3e-2, early_stopping=True, patience=30)
+    assert chosen.curve == result.curve and chosen.validation_metric == best
     scores = predict_scores(result.network, tiny().preprocess, examples(24, seed=1).inputs)
     np.testing.assert_allclose(scores, result.validation_scores, atol=1e-5)
 

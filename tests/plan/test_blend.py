@@ -54,7 +54,7 @@ RECIPES = [Recipe("control:tfidf", "tfidf_linear"), Recipe("zoo:wordllama", "lin
 
 def test_a_blend_is_the_sum_of_its_parts_and_is_trained_again_with_them(tmp_path: Path, data: TargetData) -> None:
     run = stored(tmp_path / "run", data, RECIPES)
-    parts = parts_of(run)
+    parts = parts_of(run, data)
     assert [trial["number"] for trial in parts] == [1, 0]
     found = blend(run, parts, data, number=2, seed=0)
     assert not isinstance(found, str)
@@ -85,7 +85,7 @@ def test_a_blend_is_the_sum_of_its_parts_and_is_trained_again_with_them(tmp_path
 
 
 def test_there_is_none_without_both_kinds_of_model(tmp_path: Path, data: TargetData) -> None:
-    assert parts_of(stored(tmp_path / "run", data, RECIPES[:1])) == []
+    assert parts_of(stored(tmp_path / "run", data, RECIPES[:1]), data) == []
 
 
 def test_a_part_that_adds_nothing_is_named(tmp_path: Path, data: TargetData) -> None:
@@ -93,5 +93,5 @@ def test_a_part_that_adds_nothing_is_named(tmp_path: Path, data: TargetData) -> 
     clue, noise = np.eye(2)[data.validation.targets], np.random.default_rng(0).normal(size=(80, 2))
     for number, sign in ((0, -1), (1, 1)):
         np.save(run.trial_folder(number) / "scores.npy", (sign * clue + noise).astype(np.float32))
-    found = blend(run, parts_of(run), data, number=2, seed=0)
+    found = blend(run, parts_of(run, data), data, number=2, seed=0)
     assert isinstance(found, str) and found.startswith("tfidf_linear on control:tfidf adds nothing")

@@ -16,7 +16,7 @@ from ontarget.runtime.session import make_session
 
 OPSET = 17
 TOLERANCE = 1e-3  # of the scores' spread, between ONNX Runtime and PyTorch (choice)
-DYNAMIC = {  # second dimensions that are free, by tensor
+DYNAMIC = {  # last dimensions that are free, by tensor
     "input_ids": "length",
     "attention_mask": "length",
     "indices": "terms",
@@ -51,7 +51,10 @@ def export_onnx(network: torch.nn.Module, preprocess: Preprocess, inputs: Any, p
 def _trace(network: torch.nn.Module, preprocess: Preprocess, inputs: Any, path: Path, *, fused: bool) -> None:
     names = list(preprocess.tensor_names)
     tensors = tuple(torch.from_numpy(value) for value in preprocess(inputs[: min(3, len(inputs))]).values())
-    axes = {name: {0: "rows", **({1: DYNAMIC[name]} if name in DYNAMIC else {})} for name in names}
+    axes = {
+        name: {0: "rows", **({tensor.ndim - 1: DYNAMIC[name]} if name in DYNAMIC else {})}
+        for name, tensor in zip(names, tensors, strict=True)
+    }
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         # The tracing exporter: ten times as fast as the other one on encoders, and its graphs fuse as well.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -118,24 +118,28 @@ def _zero_shot(run: RunFolder, data: TargetData, task: Task, context: Context) -
         return None
     from ontarget.pool import load, resolve
     from ontarget.pool.features import extract
+    from ontarget.pool.source import FIELDS_APART
 
-    loaded = load(resolve(sources[0]), max_length=task.max_length)
+    locator = sources[0].removesuffix(FIELDS_APART)
+    loaded = load(resolve(locator), max_length=task.max_length)
     texts = [text if isinstance(text, str) else " ".join(text) for text in data.test.inputs]
     names = extract(loaded, class_sentences(data.classes), context=context)
     return zero_shot(
-        _test_features(sources[0], texts, context, task), names.reshape(-1, len(data.classes), names.shape[1])
+        _test_features(locator, texts, context, task), names.reshape(-1, len(data.classes), names.shape[1])
     )
 
 
 def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
     """What each stage was given and what it gave, as validation scores."""
+    from ontarget.plan.decision import order
+
     decision = run.read("decision")
     complete = [trial for trial in run.trials() if trial["state"] == "complete"]
     chosen = next(trial for trial in complete if trial["number"] == decision["number"])
 
-    def best(methods: tuple[str, ...]) -> dict[str, Any] | None:
+    def best(methods: tuple[str, ...]) -> Mapping[str, Any] | None:
         found = [trial for trial in complete if trial["method"] in methods]
-        return max(found, key=lambda trial: (trial["metric"], -trial["number"])) if found else None
+        return order(found, data, run.trial_scores)[0] if found else None
 
     cheap = best(("majority", "tfidf_linear", "nearest_neighbours"))
     probe = best(("linear_head",))
@@ -146,7 +150,7 @@ def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
         if trial is None or last is None:
             last = last or trial
             continue
-        kept = trial["metric"] > last["metric"]
+        kept = order([last, trial], data, run.trial_scores)[0] is trial
         steps.append(
             {
                 "stage": name,

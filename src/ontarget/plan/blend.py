@@ -6,9 +6,11 @@ A blend's folder holds its parts' files in PART_FOLDERS, so that it is whole wit
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ontarget.plan.run_folder import RunFolder
+from ontarget.plan.decision import order
+from ontarget.plan.run_folder import Clock, RunFolder
 from ontarget.plan.trial import PART_FOLDERS, TrialOutcome
 from ontarget.values import Recipe, TargetData
 
@@ -17,7 +19,36 @@ ENCODER_METHODS = ("linear_head", "finetune", "contrastive")
 NEGLIGIBLE = 0.02  # share of the weights below which a part adds nothing (choice)
 
 
-def parts_of(run: RunFolder) -> list[dict[str, Any]]:
+def blend_best_trials(
+    run: RunFolder,
+    data: TargetData,
+    *,
+    seed: int,
+    clock: Clock,
+    make_job: Callable[[int, Recipe], Any],
+    store: Callable[[Any, TrialOutcome, float], None],
+) -> dict[str, Any]:
+    """Blend the best trials of ``run`` and store the blend as a trial of its own, once.
+
+    Returns its number, or None and the reason why there is none.
+    """
+    trials = run.trials()
+    stored = next((trial["number"] for trial in trials if trial["method"] == METHOD), None)
+    if stored is not None:  # a run that was killed between storing the trial and the stage
+        return {"number": stored, "reason": ""}
+    parts = parts_of(run, data)
+    if not parts:
+        return {"number": None, "reason": "there is nothing to blend"}
+    start_s, number = clock.elapsed_s(), max(trial["number"] for trial in trials) + 1
+    found = blend(run, parts, data, number=number, seed=seed)
+    if isinstance(found, str):
+        return {"number": None, "reason": found}
+    recipe, outcome = found
+    store(make_job(number, recipe), outcome, start_s)
+    return {"number": number, "reason": ""}
+
+
+def parts_of(run: RunFolder, data: TargetData) -> list[Mapping[str, Any]]:
     """The trials to blend, [encoder's, TF-IDF's], each the best of its kind; [] where one of the two is missing."""
     complete = [trial for trial in run.trials() if trial["state"] == "complete"]
     encoders = [
@@ -26,11 +57,11 @@ def parts_of(run: RunFolder) -> list[dict[str, Any]]:
     sparse = [trial for trial in complete if trial["method"] == "tfidf_linear"]
     if not encoders or not sparse:
         return []
-    return [min(trials, key=lambda trial: (-trial["metric"], trial["number"])) for trials in (encoders, sparse)]
+    return [order(trials, data, run.trial_scores)[0] for trials in (encoders, sparse)]
 
 
 def blend(
-    run: RunFolder, parts: list[dict[str, Any]], data: TargetData, *, number: int, seed: int
+    run: RunFolder, parts: Sequence[Mapping[str, Any]], data: TargetData, *, number: int, seed: int
 ) -> tuple[Recipe, TrialOutcome] | str:
     """The blend of trials ``parts`` as trial ``number``, or why there is none, in words.
 

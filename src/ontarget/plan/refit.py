@@ -1,7 +1,7 @@
 """The chosen model and the baselines once more, on training and validation rows together.
 
 Validation rows are held out to choose by; once everything is chosen they are labelled rows like any other. What is
-refitted has nothing left to choose: penalty, number of neighbours and the epoch to stop at are those that won.
+refitted has nothing left to choose: penalty, number of neighbours and number of epochs are those that won.
 Baselines are refitted too, so that paired tests on the test rows compare models that saw the same rows. Left alone:
 cross-fitted data, whose models are trained on all rows anyway, and validation rows that the user set apart.
 A refitted model cannot be judged by rows that it has seen; but one that does worse on them than the model that had not
@@ -75,7 +75,7 @@ def _trained_again(
         return f"{trial['method']} has nothing to gain from more rows"
     if trial["method"] == "finetune":
         share = (len(data.train) + len(data.validation)) / len(data.train)
-        needed_s = SAFETY * share * trial["seconds"] * best_epoch(trial) / len(trial["curve"])
+        needed_s = SAFETY * share * trial["seconds"]
         if needed_s > left_s:
             return f"training again needs about {needed_s:.0f} s, and {max(0.0, left_s):.0f} s of the budget are left"
     epochs = run.read("tuning-plan")["total_epochs"] if trial["method"] == "finetune" else 1
@@ -84,18 +84,11 @@ def _trained_again(
     return dropped_because(outcome, trial) or outcome.files
 
 
-def best_epoch(trial: Mapping[str, Any]) -> int:
-    """The epoch whose weights a fine-tuned trial kept: the first with the best validation metric."""
-    curve = trial["curve"]
-    best = max(point["validation"] for point in curve)
-    return int(next(point["epoch"] for point in curve if point["validation"] == best))
-
-
 def refit_job(job: TrialJob, trial: Mapping[str, Any], total_epochs: int) -> TrialJob:
     """``job`` with what the trial chose by its validation rows held fast."""
     notes, settings = trial["notes"], dict(job.recipe.settings)
     if trial["method"] == "finetune":
-        return replace(job, refit=True, total_epochs=total_epochs, stop_epoch=best_epoch(trial))
+        return replace(job, refit=True, total_epochs=total_epochs, stop_epoch=int(trial["curve"][-1]["epoch"]))
     if "l2" in notes:
         settings["l2_grid"] = (notes["l2"],)
     if "neighbours" in notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ontarget.errors import SettingError
-from ontarget.pool.source import Source, resolve
+from ontarget.pool.source import FIELDS_APART, Source, resolve
 from ontarget.values import Loaded
 
 DEFAULT_MAX_LENGTH = 128  # tokens (choice)
@@ -15,6 +15,11 @@ def load(source: Source, *, max_length: int | None = None) -> Loaded:
     max_length: tokens that texts are cut to; 128, or the model's own limit where that is lower, by default.
     Raises MissingExtra for weights that are not installed, SettingError for models that cannot be used.
     """
+    if source.fields_apart:
+        from ontarget.pool.fields_apart import fields_apart
+
+        whole = load(resolve(source.locator.removesuffix(FIELDS_APART)), max_length=max_length)
+        return fields_apart(whole, source.locator)
     length = max_length or DEFAULT_MAX_LENGTH
     base = source.locator.split("@")[0] if source.image_size else source.locator
     scheme, _, name = base.partition(":")

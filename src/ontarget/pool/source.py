@@ -13,6 +13,7 @@ from typing import Literal
 from ontarget.errors import MissingExtra, SettingError, nearest
 
 Modality = Literal["text", "image", "features"]
+FIELDS_APART = "@apart"  # behind a text source: two text fields, each encoded on its own
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Source:
 
     package: importable module that carries the weights, "" where none is needed. requirement: what to install.
     smaller_input: side in pixels of a second input size, of about a third of the pixels, at which it takes part
-    beside its own (choice); 0 for none.
+    beside its own (choice); 0 for none. fields_apart: takes pairs of texts; see pool/fields_apart.py.
     """
 
     locator: str
@@ -34,6 +35,7 @@ class Source:
     requirement: str = ""
     image_size: int | None = None
     smaller_input: int = 0
+    fields_apart: bool = False
 
     @property
     def available(self) -> bool:
@@ -68,7 +70,8 @@ def stamp(source: Source) -> str | None:
 
     Cheap: no file is read, so that a stored ranking can be found without loading a model.
     """
-    scheme, _, name = source.locator.partition(":")
+    locator = source.locator.removesuffix(FIELDS_APART) if source.fields_apart else source.locator
+    scheme, _, name = locator.partition(":")
     if scheme == "control":
         return "control"
     if source.package:
@@ -100,11 +103,13 @@ def default_pool(modality: str) -> tuple[Source, ...]:
     )
 
 
-def candidates(named: Sequence[str], modality: str, *, columns: int = 0) -> list[str]:
-    """Locators of the sources that take part: those ``named``, or the default pool; features have ``columns``.
+def candidates(named: Sequence[str], modality: str, *, columns: int = 1) -> list[str]:
+    """Locators of the sources that take part: those ``named``, or the default pool.
 
+    columns: of an array of features, or text fields of a row.
     An image source that names no input size takes part at its own and at a smaller one: which is better for pictures
-    of the task's own size, and under its limits, is for measurements to say.
+    of the task's own size, and under its limits, is for measurements to say. So does a text source for pairs of
+    texts: with both fields as one sequence, and with the fields apart.
     """
     locators = list(named) or [source.locator for source in default_pool(modality)]
     if modality == "features" and not named:
@@ -115,15 +120,30 @@ def candidates(named: Sequence[str], modality: str, *, columns: int = 0) -> list
         found.append(locator)
         if locator in known and known[locator].smaller_input:
             found.append(f"{locator}@{known[locator].smaller_input}")
+        is_encoder = not locator.startswith("control:") and not locator.endswith(FIELDS_APART)
+        if modality == "text" and columns == 2 and is_encoder:
+            found.append(locator + FIELDS_APART)
     return list(dict.fromkeys(found))
 
 
 def resolve(locator: str) -> Source:
-    """The source that ``locator`` names; ``@96`` behind an image source asks for inputs of 96 x 96 pixels.
+    """The source that ``locator`` names.
 
+    ``@96`` behind an image source asks for inputs of 96 x 96 pixels, ``@apart`` behind a text source for pairs of
+    texts that are encoded apart.
     Raises SettingError for unknown ones, MissingExtra for those that are not installed.
     """
     known = {source.locator: source for source in (*ZOO, *CONTROLS)}
+    if locator.endswith(FIELDS_APART) and not Path(locator.removeprefix("file:")).is_dir():
+        source = resolve(locator.removesuffix(FIELDS_APART))
+        if source.modality != "text":
+            raise SettingError(
+                f"'{locator}' asks for two text fields, of a source for {source.modality}.",
+                allowed="text sources",
+                option="--pool",
+                next_step=f"use '{source.locator}'",
+            )
+        return replace(source, locator=locator, fields_apart=True, title=f"{source.title}, fields apart")
     sized = re.fullmatch(r"(.+)@(\d+)", locator)
     if sized and not locator.startswith("file:"):
         source, size = resolve(sized[1]), int(sized[2])

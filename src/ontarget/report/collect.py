@@ -49,7 +49,8 @@ def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[s
         "decision": {
             "number": decision["number"],
             "title": f"{chosen['method']} on {chosen['source']}",
-            "reason": _reason(chosen, trials, data["metric"]) + _again(run, decision["number"]),
+            "reason": _reason(chosen, trials, data["metric"], {entry["number"] for entry in decision["rejected"]})
+            + _again(run, decision["number"]),
             "rejected": decision["rejected"],
         },
         "reproduce": f"ontarget fit {run.path / 'task.toml'}",
@@ -77,14 +78,21 @@ def _again(run: RunFolder, number: int) -> str:
     return f"; not trained again on the validation rows: {refit['reason']}" if refit["reason"] else ""
 
 
-def _reason(chosen: dict[str, Any], trials: list[dict[str, Any]], metric: str) -> str:
+def _reason(chosen: dict[str, Any], trials: list[dict[str, Any]], metric: str, broke_limits: set[int]) -> str:
     others = [
         trial
         for trial in trials
-        if trial["state"] == "complete" and trial["number"] != chosen["number"] and trial["metric"] is not None
+        if trial["state"] == "complete"
+        and trial["number"] not in {chosen["number"], *broke_limits}
+        and trial["metric"] is not None
     ]
+    second = max(others, key=lambda trial: float(trial["metric"]), default=None)
+    if second is not None and second["metric"] > chosen["metric"]:
+        return (
+            f"validation {metric} within the limits: {chosen['metric']:.4f}; {second['method']} on {second['source']} "
+            f"has {second['metric']:.4f}, which so few rows cannot tell from it, and is less sure of the right classes"
+        )
     text = f"best validation {metric} within the limits: {chosen['metric']:.4f}"
-    if others:
-        second = max(others, key=lambda trial: float(trial["metric"]))
+    if second is not None:
         text += f"; next was {second['method']} on {second['source']} with {second['metric']:.4f}"
     return text

@@ -43,8 +43,9 @@ class Preprocess:
     """How inputs become tensors.
 
     kind and its settings (JSON values) and files (name -> content):
-      tokens: text or pair of texts -> ``input_ids``, ``attention_mask`` int64 (N, T), T = longest row of the call.
-          settings: max_length (int), pad_id (int). files: tokenizer.json.
+      tokens: text or pair of texts -> ``input_ids``, ``attention_mask`` int64 (N, T), T = longest row of the call;
+          with fields_apart, pairs alone, (N, 2, T), each field tokenized as a text of its own.
+          settings: max_length (int), pad_id (int), fields_apart (bool, false by default). files: tokenizer.json.
       tfidf: text -> ``indices`` int64 (N, L), ``values`` float32 (N, L), padded with index 0 and value 0.
           settings: word_ngrams [low, high], char_ngrams [low, high] or null, lowercase, sublinear.
           files: vocabulary.json (term -> index), idf.npy (V,) float32.
@@ -139,6 +140,12 @@ class Preprocess:
 
 def _tokens(preprocess: Preprocess, texts: Sequence[Any]) -> Tensors:
     rows = [_checked_text(text, row) for row, text in enumerate(texts)]
+    apart = bool(preprocess.settings.get("fields_apart", False))
+    if apart:
+        for row, fields in enumerate(rows):
+            if isinstance(fields, str):
+                raise InputError("expected a pair of texts, got one text", row)
+        rows = [field for fields in rows for field in fields]
     encoded = preprocess._tokenizer.encode_batch(rows)
     # An empty text can tokenize to nothing; one pad token, attended to, keeps the mean over tokens defined.
     pad = int(preprocess.settings["pad_id"])
@@ -149,7 +156,8 @@ def _tokens(preprocess: Preprocess, texts: Sequence[Any]) -> Tensors:
         count = max(1, len(tokens.ids))
         ids[row, : len(tokens.ids)] = tokens.ids
         mask[row, :count] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    shape = (-1, 2, length) if apart else (-1, length)
+    return {"input_ids": ids.reshape(shape), "attention_mask": mask.reshape(shape)}
 
 
 def _checked_text(text: Any, row: int) -> Any:

@@ -92,8 +92,7 @@ def rank(
 
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
     data = load_data(request.task)
-    columns = np.asarray(data.train.inputs).shape[1] if data.modality == "features" else 0
-    locators = candidates(request.pool or (), data.modality, columns=columns)
+    locators = candidates(request.pool or (), data.modality, columns=data.columns)
     key = _ranking_key(locators, data, request.task.max_length)
     if key is None:
         return _rank_now(locators, data, request.task, threads, progress)

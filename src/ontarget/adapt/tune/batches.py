@@ -31,7 +31,8 @@ class Batches:
         self.augment: Any = None
         self.lengths: Array | None = None
         self.pixels: Array | None = None
-        self._ids: list[Array] = []
+        self._apart = False
+        self._ids: list[tuple[Array, ...]] = []  # by row: the tokens of each field that is encoded on its own
         if augment != "none":
             if preprocess.kind != "image":
                 raise SettingError(f"augment is '{augment}'.", allowed="none, for what is no image", option="augment")
@@ -81,19 +82,26 @@ class Batches:
                 prepared = self.preprocess([texts[int(row)] for row in rows])
             except InputError as error:
                 raise error.at(rows) from error
-            counts = prepared["attention_mask"].sum(axis=1)
-            ids = prepared["input_ids"].astype(np.int32)
-            self._ids += [ids[at, :count].copy() for at, count in enumerate(counts)]
-        self.lengths = np.array([len(ids) for ids in self._ids], dtype=np.int64)
+            ids, mask = prepared["input_ids"].astype(np.int32), prepared["attention_mask"]
+            self._apart = ids.ndim == 3
+            fields = ids.shape[1] if self._apart else 1
+            ids, counts = ids.reshape(len(rows), fields, -1), mask.reshape(len(rows), fields, -1).sum(axis=2)
+            self._ids += [
+                tuple(ids[at, field, : counts[at, field]].copy() for field in range(fields)) for at in range(len(rows))
+            ]
+        self.lengths = np.array([max(map(len, fields)) for fields in self._ids], dtype=np.int64)
 
     def _padded(self, rows: Array) -> list[Tensor]:
+        assert self.lengths is not None
         chosen = [self._ids[int(row)] for row in rows]
-        shape = (len(chosen), max(len(ids) for ids in chosen))
+        shape = (len(chosen), len(chosen[0]), int(self.lengths[rows].max()))
         ids = np.full(shape, int(self.preprocess.settings["pad_id"]), dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
-        for at, row in enumerate(chosen):
-            ids[at, : len(row)], mask[at, : len(row)] = row, 1
-        return [torch.from_numpy(ids), torch.from_numpy(mask)]
+        for at, fields in enumerate(chosen):
+            for field, tokens in enumerate(fields):
+                ids[at, field, : len(tokens)], mask[at, field, : len(tokens)] = tokens, 1
+        both = (ids, mask) if self._apart else (ids[:, 0], mask[:, 0])
+        return [torch.from_numpy(value) for value in both]
 
     def _decode(self) -> None:
         import psutil

@@ -18,6 +18,8 @@ from ontarget.values import Array
 class Progress:
     """What a training has reached: the position in its batches, its curve, the best weights and their scores.
 
+    "Best" are the last ones where the training does not choose among its epochs.
+
     epoch, batch: complete epochs, and batches done in the one that follows. loss_sum, rows: of that epoch.
     waited: epochs since the best.
     """
@@ -29,9 +31,9 @@ class Progress:
         self.best_state: dict[str, Tensor] = {}
         self.best_scores: Array | None = None
 
-    def note(self, value: float, scores: Array, state: Mapping[str, Tensor]) -> None:
-        """Remember these weights if they are the best so far."""
-        if value > self.best or not self.best_state:
+    def note(self, value: float, scores: Array, state: Mapping[str, Tensor], *, whatever: bool = False) -> None:
+        """Remember these weights if they are the best so far, or ``whatever`` their value."""
+        if whatever or value > self.best or not self.best_state:
             self.best, self.best_epoch, self.best_scores, self.waited = value, self.epoch, scores, 0
             self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
         else:

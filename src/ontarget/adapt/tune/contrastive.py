@@ -83,7 +83,9 @@ def contrastive(
     encoder = loaded.encoder.to(context.device).eval()
     layers = layers_of(encoder)
     frozen = max(0, len(layers) - trainable_layers)
-    names = _name_texts(class_names, outputs)
+    # The name of a class says how one text relates to another, not what one is about.
+    of_pairs = loaded.preprocess.settings.get("fields_apart", False)
+    names = [] if of_pairs else _name_texts(class_names, outputs)
     for parameter in encoder.parameters():
         parameter.requires_grad_(False)
     tuned = [parameter for layer in layers[frozen:] for parameter in layer.parameters()]

@@ -103,7 +103,7 @@ def finetune(
     resume_from: bytes | None = None,
     context: Context = Context(),
 ) -> FinetuneResult:
-    """Train encoder and head on ``train``; the weights of the best epoch on ``validation`` are returned.
+    """Train encoder and head on ``train``; the weights of the best epoch on ``validation``, or the last, are returned.
 
     ``loaded.encoder`` is changed. Regression targets are standardised inside; scores are in their own units.
 
@@ -120,10 +120,12 @@ def finetune(
     probe: the head starts from a linear probe on the frozen features; head_init: from this one instead.
     freeze_statistics: BatchNorm uses and keeps the source's statistics; by default up to FEW_ROWS rows.
     mixed_precision: see `objective.precision_of`.
-    early_stopping: ends after ``patience`` epochs without a better validation metric. Without ``validation`` the last
-        epoch's weights are returned and the scores are empty.
+    early_stopping: ends after ``patience`` epochs without a better validation metric, and returns the weights of the
+        best epoch. False: all epochs are run, and the last one's weights are returned, which is the better choice
+        where the schedule is short and ``validation`` has a few hundred rows. Without ``validation`` the last epoch's
+        weights are returned and the scores are empty.
     ``context.deadline`` ends the training after the step in which it passes, mid-epoch if need be; the checkpoint goes
-    on from there, and the weights are the best complete epoch's, or the last where none is complete.
+    on from there, and the weights are the best (last) complete epoch's, or the last step's where none is complete.
 
     Raises RunError: a loss that is not finite, with its step, rate and rows; a checkpoint of other settings.
     SettingError: options out of range. DataError: no rows, or a head of another shape.
@@ -163,7 +165,7 @@ def finetune(
             lower=FrozenPart(network, lower, batches, context.device),
             precision=precision, accumulation=gradient_accumulation, kind=kind,
             class_weights=balanced_weights(train.targets, outputs).to(context.device) if weighted else None,
-            label_smoothing=label_smoothing,
+            label_smoothing=label_smoothing, keep_best=early_stopping,
         )  # fmt: skip
         progress = Progress()
         if resume_from is not None:

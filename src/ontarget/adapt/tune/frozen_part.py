@@ -36,7 +36,9 @@ class FrozenPart:
             return
         for rows in batches.ordered():
             made = self._run(network, [value.to(device) for value in batches.tensors(rows)])
-            if not isinstance(made, Tensor) or self._too_large(made, len(rows), len(batches.examples)):
+            # Fields that are encoded apart have two outputs a row: those are computed every time.
+            by_row = isinstance(made, Tensor) and len(made) == len(rows)
+            if not by_row or self._too_large(made, len(rows), len(batches.examples)):
                 self.outputs = {}
                 return
             for at, row in enumerate(rows):

@@ -26,7 +26,11 @@ GRADIENT_NORM = 1.0  # gradients are clipped to this norm (choice)
 
 @dataclass(frozen=True)
 class Training:
-    """What an epoch works with. changing: parameters and statistics that training changes, by name."""
+    """What an epoch works with.
+
+    changing: parameters and statistics that training changes, by name. keep_best: the weights of the best epoch are
+    remembered, not those of the last.
+    """
 
     network: torch.nn.Module
     batches: Batches
@@ -42,6 +46,7 @@ class Training:
     kind: str
     class_weights: Tensor | None
     label_smoothing: float
+    keep_best: bool
 
     def epoch(self, progress: Progress) -> bool:
         """Train from ``progress`` to the end of its epoch; False where the deadline came first."""
@@ -99,7 +104,7 @@ class Training:
         )
 
     def judge(self, progress: Progress, held: Batches, validation: Examples, metric: str) -> float:
-        """The metric on validation rows, noted with the weights that reached it."""
+        """The metric on validation rows, noted with the weights that reached it: the best or the last ones."""
         with autocast(self.context.device, self.precision):
             scores = scores_of_batches(
                 self.network, ((rows, held.tensors(rows)) for rows in held.ordered()), len(validation), self.context
@@ -111,7 +116,7 @@ class Training:
                 next_step="lower the learning rate",
             )
         value = metric_value(metric, scores, validation.targets)
-        progress.note(value, scores, self.changing)
+        progress.note(value, scores, self.changing, whatever=not self.keep_best)
         return value
 
     def checkpoint(self, progress: Progress, settings: Mapping[str, Any]) -> bytes:
