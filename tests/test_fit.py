@@ -193,3 +193,18 @@ def test_the_command_line_prints_errors_without_a_traceback(tmp_path: Path) -> N
     assert done.returncode == 2
     assert "nothing.csv" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_unlabelled_rows_take_part(tmp_path: Path) -> None:
+    lines = write_reviews(tmp_path / "all.csv", 400).read_text().splitlines()
+    emptied = [line if row % 8 == 0 else line.rsplit(",", 1)[0] + "," for row, line in enumerate(lines[1:])]
+    (tmp_path / "few.csv").write_text("\n".join([lines[0], *emptied]) + "\n")
+    run = ontarget.fit(
+        tmp_path / "few.csv", input="text", target="label", budget_s=30, pool=POOL, run=tmp_path / "run", threads=1
+    )
+    assert run.report["data"]["rows"]["unlabelled"] == 350
+    trained = [trial for trial in run.report["trials"] if trial["method"] == "self_training"]
+    assert len(trained) == 1
+    assert trained[0]["state"] == "complete"
+    assert trained[0]["settings"]["rows"] >= 50
+    assert 0.5 < trained[0]["metric"] <= 1.0

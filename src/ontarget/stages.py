@@ -137,6 +137,8 @@ class Stages:
 
     def _quick_trials(self) -> None:
         """The cheap candidates and a linear head on the best sources: in the race before anything is tuned."""
+        from ontarget.plan.few_labels import few_label_recipes
+
         recipes = [Recipe("control:majority", "majority")]
         if self.data.modality == "text":
             recipes.append(Recipe("control:tfidf", "tfidf_linear"))
@@ -148,20 +150,11 @@ class Stages:
         for source in [*encoders[:1], *[source for source in controls if "random" not in source]]:
             recipes.append(Recipe(source, "nearest_neighbours"))
         self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
-        if self._few_label_text(encoders):
-            from ontarget.plan.tuning import contrastive_steps
-
-            jobs = []
-            for at, source in enumerate(self._best_heads()[:1]):
-                seconds_per_row = self.run.read("admission")[source]["seconds_per_row"]
-                steps = contrastive_steps(self.data, seconds_per_row, self.limits.budget_s)
-                jobs.append(self._job(len(recipes) + at, Recipe(source, "contrastive", {"steps": steps})))
-            self._run_trials(jobs, "few-label contrastive tuning")
-
-    def _few_label_text(self, encoders: Sequence[str]) -> bool:
-        return bool(
-            self.data.modality == "text" and self.data.kind == "classification" and len(self.data.folds) and encoders
-        )
+        for source in self._best_heads()[:1]:
+            seconds_per_row = self.run.read("admission")[source]["seconds_per_row"]
+            more = few_label_recipes(self.data, source, seconds_per_row, self.limits.budget_s)
+            jobs = [self._job(len(recipes) + at, recipe) for at, recipe in enumerate(more)]
+            self._run_trials(jobs, "more for few labels, on the best head's source")
 
     def _best_heads(self) -> list[str]:
         """Sources with a linear head that can be fine-tuned, best head first."""

@@ -1,11 +1,14 @@
 """What fine-tuning is planned to cost: steps and seconds that fit the budget."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from ontarget.adapt.tune.contrastive import default_steps
+from ontarget.plan.few_labels import contrastive_steps, few_label_recipes, guessed_rows
 from ontarget.plan.reserve import judging_seconds, reserved_seconds
-from ontarget.plan.tuning import contrastive_steps, predicted_seconds, search_space, tuning_plan, within_reach
+from ontarget.plan.tuning import predicted_seconds, search_space, tuning_plan, within_reach
 from ontarget.values import Examples, Recipe, TargetData
 
 
@@ -28,6 +31,18 @@ def test_steps_grow_with_the_classes_and_shrink_with_the_budget() -> None:
     assert contrastive_steps(data, 0.01, 60) == 2
     assert contrastive_steps(data, 0.01, 300) == 9
     assert contrastive_steps(data, 100.0, 1) == 2
+
+
+def test_unlabelled_rows_are_used_where_there_are_enough_and_features_fit_the_budget() -> None:
+    data = replace(text_data(80, 10), unlabelled=text_data(5000, 10).train)
+    assert guessed_rows(data, 0.001, 600) == 2000
+    assert guessed_rows(data, 0.1, 600) == 600
+    assert guessed_rows(data, 1.0, 60) == 0
+    assert guessed_rows(replace(data, unlabelled=text_data(40, 10).train), 0.001, 600) == 0
+    methods = [recipe.method for recipe in few_label_recipes(data, "zoo:minilm", 0.001, 600)]
+    assert methods == ["self_training", "contrastive"]
+    held_out = replace(text_data(80, 10, held=20), unlabelled=data.unlabelled.take([]))
+    assert few_label_recipes(held_out, "zoo:minilm", 0.001, 600) == []
 
 
 def seconds(data: TargetData, epochs: int, epoch_s: float) -> float:
@@ -72,7 +87,7 @@ def test_time_is_kept_for_the_test_rows() -> None:
     data = text_data(850, 10, held=150)  # tested on its 850 training rows
     assert reserved_seconds(data, 0.0, 600) == 90
     assert judging_seconds(data, 0.1) == pytest.approx(0.1 * (2 * 128 + 2 * 850))
-    assert reserved_seconds(data, 0.1, 600) == pytest.approx(10 + 0.1 * 4 * 150 + judging_seconds(data, 0.1))
+    assert reserved_seconds(data, 0.1, 600) == pytest.approx(20 + 0.1 * 4 * 150 + judging_seconds(data, 0.1))
 
 
 def test_the_space_holds_the_given_starts() -> None:

@@ -61,7 +61,7 @@ def _test_scores(
 
     preprocess, network = assemble(number)
     trial = next(trial for trial in run.trials() if trial["number"] == number)
-    if trial["method"] not in ("linear_head", "nearest_neighbours"):
+    if trial["method"] not in ("linear_head", "self_training", "nearest_neighbours"):
         return predict_scores(network, preprocess, data.test.inputs, context=context)
     import torch
 
@@ -143,7 +143,7 @@ def _stages(run: RunFolder, data: TargetData) -> list[dict[str, Any]]:
 
     cheap = best(("majority", "tfidf_linear", "nearest_neighbours"))
     probe = best(("linear_head",))
-    tuned = best(("finetune", "contrastive"))
+    tuned = best(("finetune", "contrastive", "self_training"))
     steps = []
     last = cheap
     for name, trial in (("select", probe), ("adapt", tuned), ("blend", best(("tfidf_blend",)))):

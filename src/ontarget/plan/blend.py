@@ -15,7 +15,7 @@ from ontarget.plan.trial import PART_FOLDERS, TrialOutcome
 from ontarget.values import Recipe, TargetData
 
 METHOD = "tfidf_blend"
-ENCODER_METHODS = ("linear_head", "finetune", "contrastive")
+ENCODER_METHODS = ("linear_head", "self_training", "finetune", "contrastive")
 NEGLIGIBLE = 0.02  # share of the weights below which a part adds nothing (choice)
 
 

@@ -21,7 +21,7 @@ from ontarget.values import Recipe, TargetData
 
 REFIT = "refit"  # folder in a trial's, for the model that was trained again
 SAFETY = 1.1  # the trial's own seconds are multiplied by this (choice)
-METHODS = ("tfidf_linear", "linear_head", "nearest_neighbours", "finetune")
+METHODS = ("tfidf_linear", "linear_head", "self_training", "nearest_neighbours", "finetune")
 
 
 def can_be_refitted(task: Task, data: TargetData) -> bool:

@@ -167,6 +167,31 @@ def _linear_head(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     return Fitted(head.scores, files, notes={"l2": head.l2})
 
 
+def _self_training(job: TrialJob, data: TargetData, context: Context) -> Fitted:
+    from ontarget.adapt.shift.self_training import self_training
+    from ontarget.pool import load, resolve
+    from ontarget.pool.features import cached_features
+
+    train, validation, _ = features(job, data, context)
+    settings = dict(job.recipe.settings)
+    source = resolve(job.recipe.source)
+    order = np.random.default_rng(job.seed).permutation(len(data.unlabelled))
+    guessed = data.unlabelled.take(np.sort(order[: settings.pop("rows")]))
+    unlabelled, _, _ = cached_features(source, load(source, max_length=job.max_length), guessed.inputs, context=context)
+    head = self_training(
+        train,
+        _training_rows(job, data).targets,
+        unlabelled,
+        outputs=data.outputs,
+        metric=data.metric,
+        folds=data.folds if len(data.folds) else None,
+        validation=None if len(data.folds) else (validation, data.validation.targets),
+        **settings,
+    )
+    files = {"network.safetensors": tensors_bytes({"weight": head.weight, "bias": head.bias})}
+    return Fitted(head.scores, files, notes={"l2": head.l2})
+
+
 def _nearest_neighbours(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     from ontarget.adapt.tune.nearest_neighbours import nearest_neighbours
 
@@ -312,6 +337,7 @@ _RUNNERS: dict[str, Callable[[TrialJob, TargetData, Context], Fitted]] = {
     "majority": _majority,
     "tfidf_linear": _tfidf_linear,
     "linear_head": _linear_head,
+    "self_training": _self_training,
     "nearest_neighbours": _nearest_neighbours,
     "finetune": _finetune,
     "contrastive": _contrastive,
@@ -357,7 +383,7 @@ def assemble(
     state = load_file(folder / "network.safetensors")
     from ontarget.adapt.tune.assembled import Assembled
 
-    if recipe.method == "linear_head":
+    if recipe.method in ("linear_head", "self_training"):
         from ontarget.adapt.tune.linear_head import head_from_state
 
         return loaded.preprocess, Assembled(loaded.encoder, head_from_state(state)).eval()

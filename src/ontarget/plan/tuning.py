@@ -137,20 +137,3 @@ def within_reach(
     passes = 2 * len(data.train) * total_epochs(len(data.train)) * _fits(data)
     likely = [source for source in sources if passes * seconds_per_row[source] <= left_s]
     return likely[:count] or sorted(sources, key=lambda source: seconds_per_row[source])[:1]
-
-
-def contrastive_steps(data: TargetData, seconds_per_row: float, budget_s: float) -> int:
-    """Steps of few-label contrastive tuning: its default, or half of it, or a quarter, ... that fits a quarter of the
-    budget, at least 2. Halves, so that a little noise in the measured seconds changes nothing.
-
-    seconds_per_row: of one forward pass. A step costs about 1.5 of them a row (half of the layers, forwards and
-    backwards); every fold but one is trained on, and then all rows.
-    """
-    from ontarget.adapt.tune.contrastive import default_steps
-
-    rows = len(data.train) * len(set(data.folds.tolist()))
-    step_s = SAFETY * 1.5 * rows * seconds_per_row
-    steps = default_steps(data.outputs)
-    while steps > 2 and steps * step_s > 0.25 * budget_s:
-        steps //= 2
-    return max(2, steps)

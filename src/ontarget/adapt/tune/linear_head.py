@@ -135,6 +135,24 @@ def linear_head(
     return LinearHead(weight, bias, best.l2, best.scores, best.value, best.path)
 
 
+def fit_weighted(
+    features: Array, targets: Array, weights: Array, *, outputs: int, l2: float, metric: str = "accuracy"
+) -> tuple[Array, Array]:
+    """Weight (C, D) and bias (C,) float32 of a classifier at one strength, with a weight for each row.
+
+    features: (N, D) float64. targets: (N,) int. weights: (N,) positive; classes are balanced beside them unless the
+    metric is accuracy. Scaling and strengths are those of `linear_head`.
+    """
+    axes = _Axes.of(features, "soft")
+    balance = class_weights(targets, outputs=outputs, balanced=metric != "accuracy")
+    tolerance = 0.001 if len(features) <= SMALL_ROWS else 0.03
+    ((_, weight, bias),) = logistic_path(
+        axes.project(features), targets, outputs=outputs, l2_grid=(l2,), row_weights=weights * balance,
+        tolerance=tolerance,
+    )  # fmt: skip
+    return axes.fold_back(weight, bias)
+
+
 def ridge_path(design: Array, targets: Array, *, l2_grid: Sequence[float]) -> Iterator[tuple[float, Array, Array]]:
     """Yield (l2, weight (1, R), bias (1,)), strongest first: closed-form ridge, standardised targets."""
     centre, middle = design.mean(axis=0), float(targets.mean())
