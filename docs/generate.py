@@ -12,11 +12,23 @@ import sys
 from pathlib import Path
 
 from ontarget.catalogue import all_methods
-from ontarget.claims import find_claims, load_claim, results
+from ontarget.claims import find_claims, load_claim, pair_texts, results
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "generated"
-COMMANDS = ("fit", "rank", "predict", "serve", "report", "doctor", "methods", "claims list", "claims run", "zoo list")
+COMMANDS = (
+    "fit",
+    "rank",
+    "select-data",
+    "predict",
+    "serve",
+    "report",
+    "doctor",
+    "methods",
+    "claims list",
+    "claims run",
+    "zoo list",
+)
 
 
 def methods_table() -> str:
@@ -35,25 +47,22 @@ def methods_table() -> str:
 
 def claims_table() -> str:
     lines = [
-        "| No | claim | kind | verdict | method − baseline, 95% interval | seeds | seconds | data |",
+        "| No | claim | kind | verdict | differences, 95% intervals | seeds | seconds | data |",
         "|--|--|--|--|--|--|--|--|",
     ]
     recorded = results()
     for number, path in find_claims().items():
         claim, result = load_claim(path), recorded.get(number)
         if result is None:
-            lines.append(f"| {number} | {claim.TITLE} | {claim.KIND} | not run yet | | | | {claim.DATA} |")
+            lines.append(f"| {number} | {claim.STATEMENT} | {claim.KIND} | not run yet | | | | {claim.DATA} |")
             continue
-        for baseline, difference in result["difference"].items():
-            low, high = difference["low"], difference["high"]
-            interval = "" if low is None else f" [{low:+.4f}, {high:+.4f}]"
-            first = baseline == result["baseline"]
-            lines.append(
-                f"| {number if first else ''} | {result['title'] if first else ''} | {result['kind'] if first else ''} "
-                f"| {('**' + result['verdict'] + '**') if first else ''} | {result['method']} − {baseline}: "
-                f"{difference['mean']:+.4f}{interval} {result['measure']} | {len(result['seeds'])} "
-                f"| {result['seconds']:.0f} | {result['data'] if first else ''} |"
-            )
+        pairs = "<br>".join(pair_texts(result))
+        lines.append(
+            f"| {number} | {result['statement']} | {result['kind']} | **{result['verdict']}** | {pairs} "
+            f"| {len(result['seeds'])} | {result['seconds']:.0f} | {result['data']} |"
+        )
+        others = ", ".join(f"{arm} {mean:.4f}" for arm, mean in result["means"].items())
+        lines.append(f"| | means: {others} | | | | | | |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from ontarget.claims import find_claims, load_claim, paired_difference, run_claim, verdict
+from ontarget.claims import find_claims, load_claim, paired_difference, run_claim, verdict, verdict_of_all
 
 CLAIM = """
 from pathlib import Path
@@ -53,6 +53,20 @@ def test_the_difference_is_paired_with_student_s_interval() -> None:
 )
 def test_verdicts(kind: str, difference: dict[str, float], expected: str) -> None:
     assert verdict(kind, difference) == expected
+
+
+def test_a_statement_about_several_pairs_holds_where_all_hold(toy: Path, tmp_path: Path) -> None:
+    assert verdict_of_all(["holds", "undecided"]) == "undecided"
+    assert verdict_of_all(["holds", "undecided", "fails"]) == "fails"
+    toy.write_text(
+        CLAIM.replace('("method", "baseline"), 3', '("method", "baseline", "best"), 3').replace(
+            '"baseline": {"accuracy": 0.7}', '"baseline": {"accuracy": 0.7}, "best": {"accuracy": 0.9 + 0.01 * seed}'
+        )
+        + 'PAIRS = (("method", "baseline"), ("method", "best"))\n'
+    )
+    result = json.loads(run_claim(toy, output=tmp_path / "results").read_text())
+    assert [pair["verdict"] for pair in result["pairs"]] == ["holds", "fails"]
+    assert result["verdict"] == "fails"
 
 
 def test_a_result_is_written_and_a_second_one_is_added(toy: Path, tmp_path: Path) -> None:

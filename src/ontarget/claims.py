@@ -8,13 +8,14 @@ function:
     STATEMENT               what is claimed, in one sentence
     DATA, BUDGET            which real data; what is equal for all arms
     ARMS                    (method, baseline, further baselines ...)
+    PAIRS                   optional: ((better, worse), ...) that the statement is about; (method, baseline) by default
     SEEDS                   how many
     MEASURE                 name of the number that arms are compared by; higher is better
     run(seed, context)      -> {arm: {measure: value, ...}}
 
 The harness repeats ``run`` with seeds 0, 1, ..., computes the paired difference to the baseline with a bootstrap
 interval, and writes ``claims/results/NN_name.json``. A direction holds where the interval of the mean paired
-difference lies above zero; the row is published either way.
+difference lies above zero, for every pair of the statement; the row is published either way.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def paired_difference(method: Sequence[float], baseline: Sequence[float], *, see
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-def verdict(kind: str, difference: Mapping[str, float]) -> str:
+def verdict(kind: str, difference: Mapping[str, Any]) -> str:
     """ "holds", "fails" or "undecided" from the paired difference of method and baseline."""
     low, high = difference["low"], difference["high"]
     if kind == "identity":
@@ -76,6 +77,11 @@ def verdict(kind: str, difference: Mapping[str, float]) -> str:
     if np.isnan(low):
         return "undecided"
     return "holds" if low > 0 else "fails" if high < 0 else "undecided"
+
+
+def verdict_of_all(verdicts: Sequence[str]) -> str:
+    """What holds for a statement about several pairs: the worst of their verdicts."""
+    return next(found for found in ("fails", "undecided", "holds") if found in verdicts)
 
 
 def run_claim(
@@ -102,6 +108,10 @@ def run_claim(
     arms = {arm: [row[arm][measure] for row in rows] for arm in claim.ARMS}
     method, *baselines = claim.ARMS
     differences = {name: paired_difference(arms[method], arms[name]) for name in baselines}
+    pairs = [
+        {"better": better, "worse": worse, **paired_difference(arms[better], arms[worse])}
+        for better, worse in getattr(claim, "PAIRS", ((method, baselines[0]),))
+    ]
     result = {
         "number": claim.NUMBER,
         "name": claim.NAME,
@@ -114,7 +124,8 @@ def run_claim(
         "method": method,
         "baseline": baselines[0],
         "seeds": list(range(count)),
-        "verdict": verdict(claim.KIND, differences[baselines[0]]),
+        "verdict": verdict_of_all([verdict(claim.KIND, pair) for pair in pairs]),
+        "pairs": [{**pair, "verdict": verdict(claim.KIND, pair)} for pair in pairs],
         "difference": differences,
         "means": {arm: float(np.mean(values)) for arm, values in arms.items()},
         "arms": arms,
@@ -229,14 +240,19 @@ def run_claims(
     return written
 
 
+def pair_texts(result: Mapping[str, Any]) -> list[str]:
+    """The statement's differences with their intervals, one a pair, for people to read."""
+    found = []
+    for pair in result["pairs"]:
+        interval = "" if pair["low"] is None else f" [{pair['low']:+.4f}, {pair['high']:+.4f}]"
+        found.append(f"{pair['better']} − {pair['worse']} = {pair['mean']:+.4f}{interval} {result['measure']}")
+    return found
+
+
 def _line(result: Mapping[str, Any]) -> str:
-    difference = result["difference"][result["baseline"]]
-    low, high = difference["low"], difference["high"]
-    interval = f"[{low:+.4f}, {high:+.4f}]" if low is not None else "[one seed]"
     return (
         f"{result['number']:02d} {result['name']}: {result['verdict']} ({result['kind']}) "
-        f"{result['method']} - {result['baseline']} = {difference['mean']:+.4f} {interval} {result['measure']}, "
-        f"{len(result['seeds'])} seeds, {result['seconds']:.0f} s"
+        f"{'; '.join(pair_texts(result))}, {len(result['seeds'])} seeds, {result['seconds']:.0f} s"
     )
 
 
@@ -246,17 +262,14 @@ def print_claims() -> None:
     from rich.table import Table
 
     recorded = results()
-    table = Table("no", "claim", "kind", "verdict", "difference to baseline [95%]", "seeds", "seconds")
+    table = Table("no", "claim", "kind", "verdict", "differences [95%]", "seeds", "seconds")
     for number, path in find_claims().items():
         result = recorded.get(number)
         if result is None:
             table.add_row(number, load_claim(path).TITLE, load_claim(path).KIND, "not run yet", "", "", "")
             continue
-        difference = result["difference"][result["baseline"]]
-        bounds = "" if difference["low"] is None else f" [{difference['low']:+.4f}, {difference['high']:+.4f}]"
         table.add_row(
-            number, result["title"], result["kind"], result["verdict"],
-            f"{difference['mean']:+.4f}{bounds} {result['measure']}", str(len(result["seeds"])),
-            f"{result['seconds']:.0f}",
+            number, result["title"], result["kind"], result["verdict"], "\n".join(pair_texts(result)),
+            str(len(result["seeds"])), f"{result['seconds']:.0f}",
         )  # fmt: skip
     Console().print(table)
