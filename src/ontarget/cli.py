@@ -41,6 +41,9 @@ Split = Annotated[str | None, typer.Option(help="Column with the values train, v
 Group = Annotated[str | None, typer.Option(help="Column whose groups must not be torn apart by splits")]
 Validation = Annotated[str | None, typer.Option(help="Validation rows in a file of their own")]
 Test = Annotated[str | None, typer.Option(help="Test rows in a file of their own")]
+Corrections = Annotated[
+    str | None, typer.Option(help="List of rows to check again (ontarget labels -o) with its column 'corrected' filled")
+]
 Pool = Annotated[
     list[str] | None,
     typer.Option("--pool", "-p", help="Source to start from (zoo:minilm, timm:name, hub:org/name, file:path); repeat"),
@@ -81,6 +84,7 @@ def fit(
     group: Group = None,
     validation: Validation = None,
     test: Test = None,
+    corrections: Corrections = None,
     pool: Pool = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows of one call of the deployed model")] = None,
     max_length: Annotated[int | None, typer.Option(help="Longest input of the deployed model, tokens")] = None,
@@ -121,7 +125,8 @@ def fit(
                 raise SettingError("No data was given.", option="DATA", next_step="ontarget fit FILE --target COLUMN")
             fields = _given(
                 input=input, target=target, modality=modality, kind=kind, metric=metric, split=split, group=group,
-                validation=validation, test=test, batch_size=batch_size, max_length=max_length,
+                validation=validation, test=test, corrections=corrections, batch_size=batch_size,
+                max_length=max_length,
             )  # fmt: skip
             if seed:
                 fields["seed"] = seed
@@ -168,6 +173,83 @@ def rank(
         from ontarget.report.console import print_ranking
 
         print_ranking(ranking)
+
+
+@app.command()
+def labels(
+    data: Data,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV for the rows to check again")] = None,
+    count: Annotated[int, typer.Option(help="How many rows to list", min=1)] = 100,
+    input: Input = None,
+    target: Target = "",
+    modality: Modality = None,
+    kind: Kind = None,
+    metric: Metric = None,
+    split: Split = None,
+    group: Group = None,
+    validation: Validation = None,
+    pool: Pool = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Which label next: what 10, 100, 1,000 more labels would bring, and which labels a person should check again.
+
+    `ontarget labels reviews.csv --input text --target label -o recheck.csv`
+
+    Fill the column "corrected" where a label is wrong, then: `ontarget fit reviews.csv ... --corrections recheck.csv`
+    """
+    from ontarget.progress import console_progress
+    from ontarget.report.console import print_next_labels
+    from ontarget.select.next_labels import next_labels
+    from ontarget.values import Context
+
+    fields = _given(input=input, target=target, modality=modality, kind=kind, metric=metric, split=split, group=group,
+                    validation=validation, seed=seed)  # fmt: skip
+    with console_progress(quiet) as progress:
+        found = next_labels(data, pool, count=count, output=output, context=Context(progress=progress), **fields)
+    print_next_labels(found, output)
+
+
+@app.command("select-data")
+def select_data(
+    pool: Annotated[
+        Path, typer.Argument(help="Texts to choose from: .jsonl .parquet .arrow .csv .tsv .txt or a folder")
+    ],
+    target: Annotated[Path, typer.Option("--target", "-t", help="Examples of the target: a file of the same kinds")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the selection; a stopped one goes on")],
+    count: Annotated[int | None, typer.Option(help="How many documents to select")] = None,
+    megabytes: Annotated[float | None, typer.Option(help="How much text to select, MiB, instead of --count")] = None,
+    method: Annotated[str, typer.Option(help="zipfit, dsir, random, random-by-length")] = "zipfit",
+    mode: Annotated[str, typer.Option(help="Of zipfit: exact, or fast (estimates, and says how well)")] = "exact",
+    compressor: Annotated[str, typer.Option(help="Of zipfit: gzip or lz4")] = "gzip",
+    level: Annotated[int | None, typer.Option(help="Of the compressor; gzip 1 to 9 (6), lz4 -16 to 16 (0)")] = None,
+    column: Annotated[str, typer.Option(help="Column that holds the pool's texts")] = "text",
+    target_column: Annotated[str | None, typer.Option(help="Column that holds the target's texts; as --column")] = None,
+    length_bands: Annotated[int, typer.Option(help="Bands of length to compare within; 1 for none", min=1)] = 8,
+    near_duplicates: Annotated[bool, typer.Option("--near-duplicates", help="Keep near-duplicates")] = False,
+    processes: Annotated[int | None, typer.Option(help="Worker processes; all cores", min=1)] = None,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Select the documents of POOL that are most like target examples: streamed, on all cores, resumable.
+
+    `ontarget select-data crawl.jsonl --target examples.jsonl --count 10000 -o selection`
+
+    Writes selected.parquet (best first), scores.parquet (every document) and selection.html (the picture).
+    """
+    from ontarget.progress import console_progress
+    from ontarget.report.console import print_selection
+    from ontarget.select.select_data import select_data as select
+    from ontarget.values import Context
+
+    with console_progress(quiet) as progress:
+        found = select(
+            pool, target, output=output, count=count, megabytes=megabytes, method=method, mode=mode,  # type: ignore[arg-type]
+            compressor=compressor, level=level, column=column, target_column=target_column,  # type: ignore[arg-type]
+            length_bands=length_bands, drop_near_duplicates=not near_duplicates, processes=processes,
+            context=Context(seed=seed, progress=progress),
+        )  # fmt: skip
+    print_selection(found)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ontarget.errors import RunError
 from ontarget.plan.run_folder import RunFolder
-from ontarget.task import Request, load_task, write_toml
+from ontarget.task import PATHS, Request, load_task, write_toml
 from ontarget.values import TargetData
 
 
@@ -152,7 +152,7 @@ def rebuild_report(path: Path | str) -> Run:
 
 def _comparable(request: Request) -> dict[str, Any]:
     values = request.model_dump(exclude_none=True)
-    for name in ("data", "validation", "test"):
+    for name in PATHS:
         if isinstance(values["task"].get(name), str) and not values["task"][name].startswith("hub:"):
             values["task"][name] = str(Path(values["task"][name]).resolve())
     return values

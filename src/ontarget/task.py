@@ -18,6 +18,8 @@ Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "r2", "neg_mae", "
 CLASSIFICATION_METRICS: tuple[str, ...] = ("accuracy", "balanced_accuracy", "macro_f1")
 REGRESSION_METRICS: tuple[str, ...] = ("r2", "neg_mae", "neg_rmse", "spearman")
 
+PATHS = ("data", "validation", "test", "corrections")  # fields of Task that may be paths
+
 
 class Limits(BaseModel):
     """What the deployed model may cost on the device, and what the search may cost.
@@ -47,6 +49,8 @@ class Task(BaseModel):
     modality, kind, metric: inferred where left out. Metrics are "higher is better".
     validation, test: extra files for these splits. split: column with the values train, validation, test.
         Where neither is given, splits are made with the fractions, stratified, seeded, grouped by ``group``.
+    corrections: CSV of rows to check again, as `ontarget labels` writes it and a person has filled it: the labels in
+        its column "corrected" take the place of those of ``data``.
     batch_size, max_length: the shape at which the deployed model will be called (rows; tokens).
     """
 
@@ -62,6 +66,7 @@ class Task(BaseModel):
     test: Any = None
     split: str | None = None
     group: str | None = None
+    corrections: str | None = None
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     seed: int = Field(default=0, ge=0)
@@ -74,7 +79,7 @@ class Task(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("data", "validation", "test", mode="before")
+    @field_validator("data", "validation", "test", "corrections", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
@@ -137,7 +142,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"'{path}' is no valid TOML: {error}.", next_step="mend the file") from error
     task = sections.setdefault("task", {})
-    for name in ("data", "validation", "test"):
+    for name in PATHS:
         value = task.get(name)
         # Paths in a task file are meant from where the file is.
         if isinstance(value, str) and not value.startswith("hub:"):
@@ -151,7 +156,7 @@ def write_toml(request: Request, path: Path) -> None:
 
     sections = request.model_dump(exclude_none=True, exclude_defaults=True, mode="python")
     task = sections["task"]
-    for name in ("data", "validation", "test"):
+    for name in PATHS:
         value = task.get(name)
         if isinstance(value, str) and not value.startswith("hub:"):
             task[name] = str(Path(value).resolve())

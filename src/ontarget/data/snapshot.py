@@ -68,5 +68,7 @@ def _write_image(image: Any, path: Path) -> str:
 
 
 def _with(request: Request, **fields: Any) -> Request:
-    task = request.task.model_copy(update={**fields, "validation": None, "test": None, "group": None})
+    task = request.task.model_copy(
+        update={**fields, "validation": None, "test": None, "group": None, "corrections": None}
+    )
     return request.model_copy(update={"task": task})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pandas as pd
 from ontarget.data.assign import complete
 from ontarget.data.check import Contents, contents_of, warn_of_conflicts, warn_of_leaks
 from ontarget.data.columns import choose_inputs, find_column, infer_modality, inputs_of
+from ontarget.data.corrections import with_corrections
 from ontarget.data.fingerprint import fingerprint, of_image_digests
 from ontarget.data.images import Looks, look_at
 from ontarget.data.problems import Rows, listed, raise_all
@@ -55,6 +56,10 @@ def load(task: Task) -> TargetData:
     columns = [_columns(table, task, at, problems) for at, table in enumerate(tables)]
     raise_all(problems, option="task", next_step="correct the names of the columns")
     warnings = [text for table in tables for text in table.warnings]
+    if task.corrections is not None:
+        frame, changed = with_corrections(tables[0].frame, columns[0].target, task.corrections)
+        tables[0] = replace(tables[0], frame=frame)
+        warnings.append(f"{changed:,} label(s) were corrected by {task.corrections}")
 
     inputs, modality = _inputs(tables, columns, task.modality, rows, problems)
     looks = look_at(inputs, rows, problems) if modality == "image" and not problems else None

@@ -13,6 +13,9 @@ from ontarget.values import Ranking
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ontarget.select.next_labels import NextLabels
+    from ontarget.select.select_data import Selection
+
 TONES = {"better": "green", "alike": "yellow", "worse": "red", "unknown": "dim", "same": "dim"}
 MARKS = {"better": "✓", "alike": "≈", "worse": "✕", "same": "="}
 SHOWN_BASELINES = 8
@@ -115,3 +118,62 @@ def _costs(report: Mapping[str, Any]) -> str:
         budget = f" of {words.duration(costs['budget_s'])}" if costs.get("budget_s") else ""
         parts.append(f"{words.duration(costs['total_s'])}{budget}")
     return ", ".join(parts)
+
+
+def print_selection(found: Selection, console: Console | None = None) -> None:
+    """A data selection: how much was chosen from what, how scores spread, what was left out, where it is."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = console or Console()
+    console.print(Text(f"{found.chosen:,} of {found.documents:,} documents selected by {found.method}", style="bold"))
+    size = found.selected_bytes / 2**10
+    amount = f"{size / 2**10:.1f} MiB" if size >= 2**10 else f"{size:.0f} KiB"
+    left_out = [
+        (found.empty, "without text"), (found.exact_duplicates, "equal to a better one"),
+        (found.near_duplicates, "near-duplicates of a better one"),
+    ]  # fmt: skip
+    passed = ", ".join(f"{count:,} {what}" for count, what in left_out if count)
+    console.print(f"{amount} of text; passed over: {passed or 'none'}")
+    if found.method in ("zipfit", "dsir"):
+        console.print(
+            f"scores: mean {found.mean:.4f} in the pool, {found.mean_selected:.4f} selected, lowest selected "
+            f"{found.lowest_selected:.4f}; length alone explains {found.length_share:.0%} of their spread"
+        )
+    if found.agreement is not None:
+        console.print(
+            f"fast scores: rank agreement with exact ones {found.agreement:.3f} (Spearman, held-out documents)"
+        )
+    console.print(
+        Text(f"{found.seconds:.1f} s\nselected {found.folder}/selected.parquet\npicture  {found.folder}/selection.html")
+    )
+
+
+SHOWN_ROWS = 10
+
+
+def print_next_labels(found: NextLabels, output: Path | None, console: Console | None = None) -> None:
+    """What more labels would bring, and the first rows to check again."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = console or Console()
+    if found.worth is not None:
+        worth = found.worth
+        table = Table("further labels", f"{worth.metric} of a linear head", "90%", "gain")
+        for more, score in ((0, worth.now), *worth.after.items()):
+            gain = "" if not more else f"{score.value - worth.now.value:+.3f}"
+            table.add_row(f"{more:,}", f"{score.value:.3f}", f"\\[{score.low:.3f}, {score.high:.3f}]", gain)
+        console.print(table)
+        console.print(f"features of {found.source}; a model that is tuned may gain more")
+    if found.recheck:
+        table = Table("row", "label", "suggested", "sure", "input")
+        for row in found.recheck[:SHOWN_ROWS]:
+            table.add_row(
+                str(row["row"]), escape(str(row["label"])), escape(str(row["suggested"])),
+                f"{100 * row['probability']:.0f}%", escape(str(row["input"])[:60]),
+            )  # fmt: skip
+        console.print(table)
+        where = f" in {output}" if output else "; -o FILE writes them for a person to correct"
+        console.print(f"{len(found.recheck)} rows to check again, the most harmful first{where}", markup=False)

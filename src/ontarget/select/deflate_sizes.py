@@ -1,0 +1,529 @@
+"""The exact lengths of many gzip files that begin alike, without writing them.
+
+Peter Deutsch, "DEFLATE Compressed Data Format Specification version 1.3", RFC 1951, 1996; Jean-loup Gailly, Mark
+Adler, zlib (lazy matching of levels 4 to 9, `deflate_slow`, and block sizes, `trees.c`), whose decisions are followed
+one by one, so that lengths are the same to the byte.
+Here for compression distances, which need the length of prefix + text for many prefixes and the same texts. What is
+saved: a prefix is matched once; the matches of a text with itself are found once, so that with each prefix only the
+prefix's matches are looked for; tables of zlib's size are neither allocated nor copied; no code is written.
+Left out: levels 1 to 3; more than LONGEST bytes (zlib's first block could end there). `gzip_sizes` gives those to zlib.
+Checked in tests/select/test_deflate_sizes.py against zlib on real, random and degenerate text.
+
+Needs the extra ``select`` (Numba); the first call of a new installation compiles for some seconds, then it is cached.
+
+>>> import gzip
+>>> gzip_sizes(b"to be or not", [b" to be", b""]) == [len(gzip.compress(b"to be or not" + end)) for end in (b" to be", b"")]
+True
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit  # type: ignore[import-untyped]
+
+from ontarget.values import Array
+
+LONGEST = 16382  # bytes: symbols of zlib's first block at its memory level 8, which gzip uses
+LAZY_LEVELS = range(4, 10)
+HEADER_AND_TRAILER = 18  # bytes of a gzip file around its deflate stream
+# zlib's configuration_table: good_length, max_lazy, nice_length, max_chain.
+_SETTINGS = {4: (4, 4, 16, 16), 5: (8, 16, 32, 32), 6: (8, 16, 128, 128), 7: (8, 32, 128, 256), 8: (32, 128, 258, 1024),
+             9: (32, 258, 258, 4096)}  # fmt: skip
+_LITERALS, _DISTANCES, _CODE_LENGTHS, _NODES = 286, 30, 19, 573
+FARTHEST_OF_THREE = 4096  # zlib's TOO_FAR: a match of three bytes from further back is not worth it
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts ready to be put behind prefixes. joined: uint8, all behind one another; starts: (T + 1,) where each begins.
+
+    For every byte: keys, zlib's hash of it and the two that follow, -1 at a text's end; before, the nearest earlier
+    position in its text with the same hash, else -1; own_length, own_start, the longest match with an earlier position
+    of its own text (0 where there is none of three bytes); own_tries, how many positions have the same hash before it.
+    Positions count from the beginning of their text.
+    """
+
+    joined: Array
+    starts: Array
+    keys: Array
+    before: Array
+    own_length: Array
+    own_start: Array
+    own_tries: Array
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest text."""
+        return int(np.diff(self.starts).max()) if len(self.starts) > 1 else 0
+
+
+def gzip_sizes(prefix: bytes, texts: Sequence[bytes], *, level: int = 6) -> list[int]:
+    """``len(gzip.compress(prefix + text, level))`` for every text. Texts that are too long go to zlib itself."""
+    short = [at for at, text in enumerate(texts) if 0 < len(prefix) + len(text) <= LONGEST]
+    sizes = [0] * len(texts)
+    if level in LAZY_LEVELS and short:
+        for at, size in zip(
+            short, sizes_after(prefix, prepared([texts[at] for at in short]), level=level), strict=True
+        ):
+            sizes[at] = int(size)
+    else:
+        short = []
+    for at in sorted(set(range(len(texts))) - set(short)):
+        sizes[at] = len(zlib.compress(prefix + texts[at], level, 31))
+    return sizes
+
+
+def prepared(texts: Sequence[bytes]) -> Texts:
+    """`Texts` of these byte strings, each of LONGEST bytes at most."""
+    starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+    joined = np.frombuffer(b"".join(texts) or b"\0", dtype=np.uint8)
+    return Texts(joined, starts, *_own_matches(joined, starts))
+
+
+def sizes_after(prefix: bytes, texts: Texts, *, level: int) -> Array:
+    """(T,) int64 lengths of prefix + text, gzip's header and trailer included, where that is LONGEST bytes at most."""
+    first = np.frombuffer(prefix or b"\0", dtype=np.uint8)
+    sizes: Array = _sizes(
+        first, len(prefix), texts.joined, texts.starts, texts.keys, texts.before, texts.own_length, texts.own_start,
+        texts.own_tries, np.array(_SETTINGS[level], dtype=np.int64),
+    )  # fmt: skip
+    return sizes + HEADER_AND_TRAILER
+
+
+def _length_codes() -> tuple[Array, Array]:
+    """Match length - 3 -> its symbol, and symbol - 257 -> its extra bits (RFC 1951, section 3.2.5)."""
+    extra = np.array([0] * 8 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 4 + [0], dtype=np.int64)
+    symbols = np.repeat(np.arange(28), 1 << extra[:28])[:256]
+    symbols[255] = 28  # length 258 has a symbol of its own
+    return (symbols + 257).astype(np.int16), extra
+
+
+def _distance_codes() -> tuple[Array, Array]:
+    """Distance - 1 -> its symbol, and symbol -> its extra bits."""
+    extra = np.maximum(np.arange(30) // 2 - 1, 0).astype(np.int64)
+    return np.repeat(np.arange(30), 1 << extra)[:LONGEST].astype(np.uint8), extra
+
+
+_LENGTH_SYMBOL, _LENGTH_EXTRA = _length_codes()
+_DISTANCE_SYMBOL, _DISTANCE_EXTRA = _distance_codes()
+_STATIC_LITERALS = np.array([8] * 144 + [9] * 112 + [7] * 24 + [8] * 8, dtype=np.int64)
+_STATIC_DISTANCES = np.full(30, 5, dtype=np.int64)
+_CODE_LENGTH_EXTRA = np.array([0] * 16 + [2, 3, 7], dtype=np.int64)
+_CODE_LENGTH_ORDER = np.array([16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15], dtype=np.int64)
+_NONE = np.zeros(0, dtype=np.int64)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _key(bytes_: Any, at: int) -> int:
+    """zlib's hash of three bytes, at its memory level 8."""
+    return ((int(bytes_[at]) << 10) ^ (int(bytes_[at + 1]) << 5) ^ int(bytes_[at + 2])) & 0x7FFF
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _own_matches(joined: Any, starts: Any) -> Any:
+    """The fields of `Texts` from keys on."""
+    size = len(joined)
+    keys, before = np.full(size, -1, np.int16), np.full(size, -1, np.int16)
+    own_length, own_start, own_tries = np.zeros(size, np.int16), np.zeros(size, np.int16), np.zeros(size, np.int16)
+    head = np.full(1 << 15, -1, np.int16)
+    for text in range(len(starts) - 1):
+        first, length = starts[text], starts[text + 1] - starts[text]
+        for at in range(length - 2):
+            key = _key(joined, first + at)
+            keys[first + at] = key
+            candidate = int(head[key])
+            before[first + at] = candidate
+            head[key] = at
+            best, limit, tries = 2, min(258, length - at), 0
+            while candidate >= 0:
+                tries += 1
+                if best < limit and joined[first + candidate + best] == joined[first + at + best]:
+                    same = 0
+                    while same < limit and joined[first + candidate + same] == joined[first + at + same]:
+                        same += 1
+                    if same > best:
+                        best = same
+                        own_length[first + at], own_start[first + at] = same, candidate
+                candidate = int(before[first + candidate])
+            own_tries[first + at] = tries
+        for at in range(length - 2):
+            head[keys[first + at]] = -1
+    return keys, before, own_length, own_start, own_tries
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _sizes(
+    prefix: Any, known: int, joined: Any, starts: Any, keys: Any, before: Any, own_length: Any, own_start: Any,
+    own_tries: Any, settings: Any,
+) -> Any:  # fmt: skip
+    """Deflate stream lengths in bytes of prefix + each text."""
+    longest = 0
+    for text in range(len(starts) - 1):
+        longest = max(longest, starts[text + 1] - starts[text])
+    window = np.zeros(known + longest + 1, np.uint8)
+    window[:known] = prefix[:known]
+    # zlib never matches position 0, which stands for "none": a text without prefix is matched like a prefix.
+    reach = known if known > 0 else longest
+    head, previous = np.zeros(1 << 15, np.int16), np.zeros(reach + 1, np.int16)
+    undo = np.zeros((reach + 1, 2), np.int16)
+    counts = np.zeros(_LITERALS + _DISTANCES, np.int64)
+    state = np.zeros(4, np.int64)  # position, whether a literal waits, length and start of the last match
+    state[2] = 2
+    _match_prefix(window, known, known, True, state, head, previous, counts, settings, undo)
+    own_counts, own_state = np.zeros_like(counts), np.zeros_like(state)
+    work = np.zeros((4, _NODES + 1), np.int64)
+    sizes = np.zeros(len(starts) - 1, np.int64)
+    for text in range(len(starts) - 1):
+        first, length = starts[text], starts[text + 1] - starts[text]
+        window[known : known + length] = joined[first : first + length]
+        own_counts[:] = counts
+        own_state[:] = state
+        inserted = _match_prefix(
+            window, known if known > 0 else length, known + length, False, own_state, head, previous, own_counts,
+            settings, undo,
+        )  # fmt: skip
+        last = first + length
+        _match_text(
+            window, known, length, own_state, head, previous, own_counts, settings, keys[first:last],
+            before[first:last], own_length[first:last], own_start[first:last], own_tries[first:last],
+        )  # fmt: skip
+        for at in range(inserted - 1, -1, -1):
+            head[undo[at, 0]] = undo[at, 1]
+        sizes[text] = _block_size(own_counts[:_LITERALS], own_counts[_LITERALS:], known + length, work)
+    return sizes
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _match_prefix(
+    window: Any, known: int, end: int, more: bool, state: Any, head: Any, previous: Any, counts: Any, settings: Any,
+    undo: Any,
+) -> int:  # fmt: skip
+    """Count the symbols that begin before ``known``; returns how many entries of ``head`` were overwritten.
+
+    more: the text that follows is not known yet: stop before the first step that would depend on it.
+    """
+    good, lazy, nice, chain = settings[0], settings[1], settings[2], settings[3]
+    at, waiting, length, start = state[0], state[1], state[2], state[3]
+    inserted = 0
+    while at < known:
+        last_length, last_start = length, start
+        ahead = end - at
+        found, key = 0, -1
+        if ahead >= 3:
+            key = _key(window, at)
+            found = int(head[key])
+        elif more:
+            break
+        length = 2
+        if found != 0 and last_length < lazy:
+            best, unknown = last_length, False
+            tries = chain >> 2 if last_length >= good else chain
+            enough, limit = min(nice, ahead), min(258, ahead)
+            candidate = found
+            while True:
+                if best >= ahead:
+                    unknown = True
+                    break
+                if (
+                    window[candidate + best] == window[at + best]
+                    and window[candidate + best - 1] == window[at + best - 1]
+                ):
+                    same = 0
+                    while same < limit and window[candidate + same] == window[at + same]:
+                        same += 1
+                    if same == ahead and ahead < 258:
+                        unknown = True
+                        if more:
+                            break
+                    if same > best:
+                        start, best = candidate, same
+                        if same >= enough:
+                            break
+                candidate = int(previous[candidate])
+                tries -= 1
+                if candidate <= 0 or tries == 0:
+                    break
+            if unknown and more:
+                length, start = last_length, last_start
+                break
+            length = min(best, ahead)
+            if length == 3 and at - start > FARTHEST_OF_THREE:
+                length = 2
+        taken = last_length >= 3 and length <= last_length
+        if taken and more and at + last_length - 2 > end - 3:
+            length, start = last_length, last_start
+            break
+        if key >= 0:
+            undo[inserted, 0], undo[inserted, 1] = key, head[key]
+            inserted += 1
+            previous[at] = head[key]
+            head[key] = at
+        if taken:
+            counts[_LENGTH_SYMBOL[last_length - 3]] += 1
+            counts[_LITERALS + _DISTANCE_SYMBOL[at - 1 - last_start - 1]] += 1
+            for _ in range(last_length - 2):
+                at += 1
+                if at < known and at <= end - 3:
+                    key = _key(window, at)
+                    undo[inserted, 0], undo[inserted, 1] = key, head[key]
+                    inserted += 1
+                    previous[at] = head[key]
+                    head[key] = at
+            waiting, length = 0, 2
+        elif waiting:
+            counts[window[at - 1]] += 1
+        else:
+            waiting = 1
+        at += 1
+    if waiting and not more and at >= end:
+        counts[window[at - 1]] += 1
+    state[0], state[1], state[2], state[3] = at, waiting, length, start
+    return inserted
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _match_text(
+    window: Any, known: int, size: int, state: Any, head: Any, previous: Any, counts: Any, settings: Any, keys: Any,
+    before: Any, own_length: Any, own_start: Any, own_tries: Any,
+) -> None:  # fmt: skip
+    """Count the symbols of window[state[0] : known + size], all of them in the text."""
+    good, lazy, nice, chain = settings[0], settings[1], settings[2], settings[3]
+    place, waiting, length, start = state[0] - known, state[1], state[2], state[3]
+    if place >= size:
+        return
+    while place < size:
+        last_length, last_start = length, start
+        length = 2
+        key = int(keys[place])
+        if key >= 0 and last_length < lazy:
+            found = int(head[key])
+            tries = chain >> 2 if last_length >= good else chain
+            ahead = size - place
+            enough = min(nice, ahead)
+            best = last_length
+            own = int(own_length[place])
+            at, limit = known + place, min(258, ahead)
+            left = tries - int(own_tries[place])
+            if left <= 0 or own >= enough:  # zlib does not get to all matches of the text with itself
+                candidate, left = int(before[place]), tries
+                while candidate >= 0 and left > 0:
+                    if best < limit and window[known + candidate + best] == window[at + best]:
+                        same = 0
+                        while same < limit and window[known + candidate + same] == window[at + same]:
+                            same += 1
+                        if same > best:
+                            start, best = known + candidate, same
+                            if same >= enough:
+                                left = 0
+                                break
+                    candidate = int(before[candidate])
+                    left -= 1
+            elif own > best:
+                best, start = own, known + int(own_start[place])
+            if found > 0 and left > 0 and best < ahead:
+                while True:
+                    if window[found + best] == window[at + best] and window[found + best - 1] == window[at + best - 1]:
+                        same = 0
+                        while same < limit and window[found + same] == window[at + same]:
+                            same += 1
+                        if same > best:
+                            start, best = found, same
+                            if same >= enough:
+                                break
+                    found = int(previous[found])
+                    left -= 1
+                    if found <= 0 or left == 0:
+                        break
+            length = min(best, ahead)
+            if length == 3 and known + place - start > FARTHEST_OF_THREE:
+                length = 2
+        if last_length >= 3 and length <= last_length:
+            counts[_LENGTH_SYMBOL[last_length - 3]] += 1
+            counts[_LITERALS + _DISTANCE_SYMBOL[known + place - last_start - 2]] += 1
+            place += last_length - 2
+            waiting, length = 0, 2
+        elif waiting:
+            counts[window[known + place - 1]] += 1
+        else:
+            waiting = 1
+        place += 1
+    if waiting:
+        counts[window[known + place - 1]] += 1
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _block_size(literals: Any, distances: Any, stored: int, work: Any) -> int:
+    """Bytes of one last block with these symbols: fixed codes, codes of its own, or stored, as zlib chooses.
+
+    work: (4, _NODES + 1) int64 of any content.
+    """
+    literals[256] = 1
+    literal_lengths, distance_lengths = np.zeros(_LITERALS + 1, np.int64), np.zeros(_DISTANCES + 1, np.int64)
+    last_literal, own, fixed = _code(literals, 15, _LENGTH_EXTRA, 257, _STATIC_LITERALS, literal_lengths, work)
+    last_distance, more_own, more_fixed = _code(
+        distances, 15, _DISTANCE_EXTRA, 0, _STATIC_DISTANCES, distance_lengths, work
+    )
+    counts, lengths = np.zeros(_CODE_LENGTHS, np.int64), np.zeros(_CODE_LENGTHS + 1, np.int64)
+    _count_lengths(literal_lengths, last_literal, counts)
+    _count_lengths(distance_lengths, last_distance, counts)
+    _, lengths_own, _ = _code(counts, 7, _CODE_LENGTH_EXTRA, 0, _NONE, lengths, work)
+    last = 18
+    while last >= 3 and lengths[_CODE_LENGTH_ORDER[last]] == 0:
+        last -= 1
+    own_bytes = (own + more_own + lengths_own + 3 * (last + 1) + 14 + 3 + 7) >> 3
+    fixed_bytes = (fixed + more_fixed + 3 + 7) >> 3
+    best = min(own_bytes, fixed_bytes)
+    return stored + 5 if stored + 4 <= best else best
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _count_lengths(lengths: Any, last: int, counts: Any) -> None:
+    """Symbols of the run-length code of code lengths (RFC 1951, section 3.2.7), as zlib's scan_tree counts them."""
+    before, following, count = -1, lengths[0], 0
+    most, least = (138, 3) if following == 0 else (7, 4)
+    for symbol in range(last + 1):
+        length = following
+        following = lengths[symbol + 1] if symbol < last else 0xFFFF
+        count += 1
+        if count < most and length == following:
+            continue
+        if count < least:
+            counts[length] += count
+        elif length != 0:
+            if length != before:
+                counts[length] += 1
+            counts[16] += 1
+        elif count <= 10:
+            counts[17] += 1
+        else:
+            counts[18] += 1
+        count, before = 0, length
+        if following == 0:
+            most, least = 138, 3
+        elif length == following:
+            most, least = 6, 3
+        else:
+            most, least = 7, 4
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _code(counts: Any, longest: int, extra: Any, extra_from: int, static: Any, lengths: Any, work: Any) -> Any:
+    """zlib's build_tree and gen_bitlen: (highest symbol used, bits with own codes, bits with static codes).
+
+    Code lengths go to ``lengths``. Ties are broken as zlib breaks them: they change the lengths' own cost. Entries of
+    the heap are weight, depth and node in one number, so that they compare as zlib compares nodes.
+    """
+    heap, parent, weight, bits_of = work[0], work[1], work[2], work[3]
+    size, last, own, fixed = 0, -1, 0, 0
+    for symbol in range(len(counts)):
+        count = counts[symbol]
+        heap[size + 1] = (count << 24) | symbol
+        weight[symbol] = count
+        size += int(count != 0)
+    if size > 0:
+        last = heap[size] & 0xFFF
+    while size < 2:  # a code needs two symbols
+        if last < 2:
+            last += 1
+            symbol = last
+        else:
+            symbol = 0
+        size += 1
+        heap[size] = (1 << 24) | symbol
+        weight[symbol] = 1
+        counts[symbol] = 1
+        own -= 1
+        if len(static):
+            fixed -= static[symbol]
+    for at in range(size >> 1, 0, -1):
+        _sift(heap, size, at)
+    node, order = len(counts), _NODES
+    while size >= 2:
+        least = heap[1]
+        value = heap[size]
+        size -= 1
+        heap[1] = value
+        _sift(heap, size, 1)
+        second = heap[1]
+        depth = max((least >> 12) & 0xFFF, (second >> 12) & 0xFFF) + 1
+        total = (least >> 24) + (second >> 24)
+        # Freed places at the end of the heap keep the nodes in the order in which they leave it.
+        heap[order], heap[order - 1] = least & 0xFFF, second & 0xFFF
+        order -= 2
+        parent[least & 0xFFF] = parent[second & 0xFFF] = node
+        weight[node] = total
+        heap[1] = (total << 24) | (depth << 12) | node
+        node += 1
+        _sift(heap, size, 1)
+    of_length = np.zeros(16, np.int64)
+    overflow = 0
+    bits_of[node - 1] = 0
+    for at in range(order + 1, _NODES + 1):
+        member = heap[at]
+        bits = bits_of[parent[member]] + 1
+        if bits > longest:
+            bits = longest
+            overflow += 1
+        bits_of[member] = bits
+        if member > last:
+            continue
+        of_length[bits] += 1
+        more = extra[member - extra_from] if member >= extra_from else 0
+        own += weight[member] * (bits + more)
+        if len(static):
+            fixed += weight[member] * (static[member] + more)
+    if overflow > 0:
+        while overflow > 0:
+            bits = longest - 1
+            while of_length[bits] == 0:
+                bits -= 1
+            of_length[bits] -= 1
+            of_length[bits + 1] += 2
+            of_length[longest] -= 1
+            overflow -= 2
+        at = _NODES
+        for bits in range(longest, 0, -1):
+            left = of_length[bits]
+            while left != 0:
+                member = heap[at]
+                at -= 1
+                if member > last:
+                    continue
+                if bits_of[member] != bits:
+                    own += (bits - bits_of[member]) * weight[member]
+                    bits_of[member] = bits
+                left -= 1
+    for symbol in range(last + 1):
+        lengths[symbol] = bits_of[symbol] * int(counts[symbol] != 0)
+    return last, own, fixed
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _sift(heap: Any, size: int, at: int) -> None:
+    """Restore the heap (lightest first, then shallowest) from position ``at`` down.
+
+    Positions are masked: it changes none, and tells the compiler that none is negative.
+    """
+    value = heap[at & 1023]
+    mine = value >> 12
+    below = 2 * at
+    while below < size:
+        left, right = heap[below & 1023], heap[(below + 1) & 1023]
+        # Added, not branched on: which child is lighter cannot be predicted.
+        other = int((right >> 12) <= (left >> 12))
+        child = right if other else left
+        if mine <= (child >> 12):
+            heap[at & 1023] = value
+            return
+        heap[at & 1023] = child
+        at = below + other
+        below = 2 * at
+    if below == size and mine > (heap[below & 1023] >> 12):
+        heap[at & 1023] = heap[below & 1023]
+        at = below
+    heap[at & 1023] = value
