@@ -10,6 +10,7 @@ from typing import Any
 Check = dict[str, Any]
 
 _EXTRAS = {
+    "select": ("numba", "POT", "lz4"),
     "serve": ("fastapi", "uvicorn", "python-multipart"),
     "hub": ("datasets",),
     "ray": ("ray",),
