@@ -148,6 +148,9 @@ def rank(
     group: Group = None,
     pool: Pool = None,
     max_length: Annotated[int | None, typer.Option(help="Longest input, tokens")] = None,
+    more_scores: Annotated[
+        list[str] | None, typer.Option("--score", help="A further score, which takes longer: nleep")
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
@@ -163,7 +166,9 @@ def rank(
     fields = _given(input=input, target=target, modality=modality, kind=kind, split=split, group=group,
                     max_length=max_length, seed=seed)  # fmt: skip
     with console_progress(quiet) as progress:
-        ranking = rank_pool(data, pool, threads=threads, progress=progress, **fields)
+        ranking = rank_pool(
+            data, pool, more_scores=tuple(more_scores or ()), threads=threads, progress=progress, **fields
+        )
     if as_json:
         from ontarget.plan.run_folder import to_json
         from ontarget.report.console import ranking_as_dict

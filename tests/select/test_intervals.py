@@ -9,7 +9,9 @@ from ontarget.select.intervals import bootstrap_counts, difference_interval, int
 from ontarget.select.linear_probe import linear_probe_rows
 from ontarget.select.logme import logme_rows
 from ontarget.select.nearest_neighbours import nearest_neighbours_rows
+from ontarget.select.parc import parc_rows
 from ontarget.select.tmi import tmi_rows, tmi_scaled_rows
+from ontarget.select.transrate import transrate_rows
 
 
 def test_counts_are_resamples():
@@ -70,6 +72,8 @@ SCORES = {
     "knn": (lambda f, y: nearest_neighbours_rows(f, y), 0.55, 1.3),  # rows share neighbours: rather narrow
     "tmi": (lambda f, y: tmi_rows(f, y, min_distance=0.01), 0.8, 1.8),  # rather wide
     "tmi_scaled": (lambda f, y: tmi_scaled_rows(f, y), 0.8, 2.2),
+    "parc": (lambda f, y: parc_rows(f, y), 0.7, 1.4),
+    "transrate": (lambda f, y: transrate_rows(f, y), 0.7, 1.5),
 }
 
 

@@ -34,15 +34,18 @@ def rank_sources(
     *,
     max_length: int | None = None,
     rows: int = RANKING_ROWS,
+    more_scores: Sequence[str] = (),
     context: Context = Context(),
 ) -> tuple[Ranking, dict[str, str]]:
     """The ranking of all sources that load, and locator -> reason for those that do not.
+
+    more_scores: of `ranking.ON_REQUEST`, beside the usual ones.
 
     Raises SettingError where none loads.
     """
     from ontarget.pool import load, resolve
     from ontarget.pool.features import cached_features
-    from ontarget.select.ranking import rank_features
+    from ontarget.select.ranking import SCORES, rank_features
 
     sample = data.train.take(ranking_rows(data, rows, context.seed))
     features: dict[str, Array] = {}
@@ -62,7 +65,8 @@ def rank_sources(
     if not features:
         reasons = "; ".join(f"{locator}: {reason}" for locator, reason in failed.items())
         raise SettingError(f"No source of the pool can be used ({reasons}).", option="--pool")
-    ranking = rank_features(features, sample.targets, kind=data.kind, context=context)
+    scores = (*SCORES, *more_scores)
+    ranking = rank_features(features, sample.targets, kind=data.kind, scores=scores, context=context)
     entries = tuple(_with_seconds(entry, seconds[entry.source]) for entry in ranking.entries)
     return Ranking(ranking.decided_by, entries), failed
 
@@ -77,6 +81,7 @@ def rank(
     task: Any,
     pool: Sequence[str] | str | None = None,
     *,
+    more_scores: Sequence[str] = (),
     threads: int | None = None,
     progress: Any = None,
     **fields: Any,
@@ -84,7 +89,8 @@ def rank(
     """Rank the sources of ``pool`` for a task; nothing is trained.
 
     task: a Task, a ``task.toml``, or data with the fields of `Task` as keywords. pool: locators; the installed zoo
-    of the task's modality by default. Raises DataError, SettingError, MissingExtra.
+    of the task's modality by default. more_scores: of `ontarget.select.ranking.ON_REQUEST`, beside the usual ones.
+    Raises DataError, SettingError, MissingExtra.
     """
     from ontarget.data import load as load_data
     from ontarget.pool import candidates
@@ -93,30 +99,34 @@ def rank(
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
     data = load_data(request.task)
     locators = candidates(request.pool or (), data.modality, columns=data.columns)
-    key = _ranking_key(locators, data, request.task.max_length)
+    key = _ranking_key(locators, data, request.task.max_length, more_scores)
     if key is None:
-        return _rank_now(locators, data, request.task, threads, progress)
+        return _rank_now(locators, data, request.task, more_scores, threads, progress)
 
     from dataclasses import asdict
 
     from ontarget.pool.cache import cached_json
 
     stored, _ = cached_json(
-        key, lambda: asdict(_rank_now(locators, data, request.task, threads, progress)), room="rankings"
+        key, lambda: asdict(_rank_now(locators, data, request.task, more_scores, threads, progress)), room="rankings"
     )
     return Ranking(stored["decided_by"], tuple(_as_ranked(entry) for entry in stored["entries"]))
 
 
-def _rank_now(locators: Sequence[str], data: TargetData, task: Any, threads: int | None, progress: Any) -> Ranking:
+def _rank_now(
+    locators: Sequence[str], data: TargetData, task: Any, more_scores: Sequence[str], threads: int | None, progress: Any
+) -> Ranking:
     if threads:
         import torch
 
         torch.set_num_threads(threads)
     context = Context(seed=task.seed, progress=progress)
-    return rank_sources(locators, data, max_length=task.max_length, context=context)[0]
+    return rank_sources(locators, data, max_length=task.max_length, more_scores=more_scores, context=context)[0]
 
 
-def _ranking_key(locators: Sequence[str], data: TargetData, max_length: int | None) -> str | None:
+def _ranking_key(
+    locators: Sequence[str], data: TargetData, max_length: int | None, more_scores: Sequence[str]
+) -> str | None:
     """Key of a stored ranking: the rows, the sources' files and this version; None where a source has no stamp."""
     from ontarget import __version__
     from ontarget.pool import resolve
@@ -126,7 +136,9 @@ def _ranking_key(locators: Sequence[str], data: TargetData, max_length: int | No
     stamps = [stamp(resolve(locator)) for locator in locators]
     if any(entry is None for entry in stamps):
         return None
-    return key_of("ranking-1", __version__, data.fingerprint, list(locators), stamps, max_length, RANKING_ROWS)
+    return key_of(
+        "ranking-2", __version__, data.fingerprint, list(locators), stamps, max_length, RANKING_ROWS, list(more_scores)
+    )
 
 
 def _as_ranked(entry: dict[str, Any]) -> Ranked:

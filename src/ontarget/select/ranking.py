@@ -20,11 +20,15 @@ from ontarget.select.intervals import bootstrap_counts, difference_interval, int
 from ontarget.select.linear_probe import linear_probe_rows
 from ontarget.select.logme import logme_rows
 from ontarget.select.nearest_neighbours import nearest_neighbours_rows
+from ontarget.select.nleep import nleep_rows
+from ontarget.select.parc import parc_rows
 from ontarget.select.tmi import find_neighbours, tmi_rows, tmi_scaled_rows
+from ontarget.select.transrate import transrate_rows
 from ontarget.values import Array, Context, Ranked, Ranking, Score
 
-SCORES = ("linear_probe", "logme", "h_score", "knn", "tmi", "tmi_scaled")
-CLASSIFICATION_ONLY = ("h_score", "tmi", "tmi_scaled")
+SCORES = ("linear_probe", "logme", "h_score", "knn", "tmi", "tmi_scaled", "parc", "transrate")
+ON_REQUEST = ("nleep",)  # a mixture is fitted for it, which takes seconds for each source
+CLASSIFICATION_ONLY = ("h_score", "tmi", "tmi_scaled", "parc", "transrate", "nleep")
 NEIGHBOURS = 3  # of TMI
 MAX_ROWS = 2000  # more rows narrow the intervals, but cost more than the features they rank (choice)
 
@@ -43,8 +47,8 @@ def rank_features(
     """Sources from best to worst by ``decided_by``.
 
     features: source -> (N, D) float, D may differ; the same N rows in the same order. targets: (N,) int class
-    indices, or (N,) float. scores: which of `SCORES`; those that do not apply (h_score and tmi to regression; tmi to
-    classes of 3 rows or fewer) are left out with a note. features_s: source -> seconds that its features took.
+    indices, or (N,) float. scores: which of `SCORES` and `ON_REQUEST`; those that do not apply (most of them to
+    regression; tmi to classes of 3 rows or fewer) are left out with a note. features_s: source -> seconds that its features took.
     max_rows: rows that are scored, stratified, the same for every source.
     ``too_close``: the interval of the difference from the best source, paired by rows, contains 0. ``h_score`` is the
     one with shrinkage; ``logme`` the paper's equation, which differs from the published code where N < D.
@@ -132,6 +136,9 @@ def _score(
             "knn": lambda: nearest_neighbours_rows(features, targets, kind=kind),  # type: ignore[arg-type]
             "tmi": lambda: tmi_rows(features, targets, **neighbours),
             "tmi_scaled": lambda: tmi_scaled_rows(features, targets, **neighbours),
+            "parc": lambda: parc_rows(features, targets, seed=context.seed),
+            "transrate": lambda: transrate_rows(features, targets),
+            "nleep": lambda: nleep_rows(features, targets, seed=context.seed),
         }
         with blas_threads():
             rows = functions[name]()
@@ -143,12 +150,13 @@ def _score(
 def _wanted(scores: Sequence[str], decided_by: str) -> list[str]:
     """The scores without repeats, the deciding one first."""
     for name in (*scores, decided_by):
-        if name not in SCORES:
+        known = (*SCORES, *ON_REQUEST)
+        if name not in known:
             raise SettingError(
                 f"There is no score '{name}'.",
-                allowed=", ".join(SCORES),
+                allowed=", ".join(known),
                 option="decided_by" if name == decided_by else "scores",
-                next_step=nearest(name, SCORES),
+                next_step=nearest(name, known),
             )
     return list(dict.fromkeys((decided_by, *scores)))
 
