@@ -47,8 +47,8 @@ def rank_features(
     """Sources from best to worst by ``decided_by``.
 
     features: source -> (N, D) float, D may differ; the same N rows in the same order. targets: (N,) int class
-    indices, or (N,) float. scores: which of `SCORES` and `ON_REQUEST`; those that do not apply (most of them to
-    regression; tmi to classes of 3 rows or fewer) are left out with a note. features_s: source -> seconds that its features took.
+    indices, or (N,) float. scores: which of `SCORES` and `ON_REQUEST`; those that do not apply (most to regression, tmi
+    to classes of 3 rows or fewer) are left out with a note. features_s: source -> seconds that its features took.
     max_rows: rows that are scored, stratified, the same for every source.
     ``too_close``: the interval of the difference from the best source, paired by rows, contains 0. ``h_score`` is the
     one with shrinkage; ``logme`` the paper's equation, which differs from the published code where N < D.
