@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 pytest.importorskip("numba")
 
 from ontarget.errors import DataError, SettingError
-from ontarget.select.fast_zipfit import fast_zipfit, text_features
+from ontarget.select.fast_zipfit import _tables, fast_zipfit, text_features
 from ontarget.select.select_data import select_data
 from ontarget.select.zipfit import zipfit
 
@@ -66,12 +66,21 @@ def test_agreement_is_high_and_truly_said():
 
 
 def test_features_by_hand():
-    table = np.zeros((4, 1 << 16), dtype=np.float32)
-    found = text_features([b"abcabc", b""], table, np.full(256, 1 / 256))
-    # Distinct 3-, 4-, 6- and 10-grams of abcabc: abc, bca, cab; abca, bcab, cabc; itself; none.
-    assert found[0, 4:8].tolist() == [3, 3, 1, 0]
-    assert found[0, :4].tolist() == [0, 0, 0, 0]
-    assert found[0, 8] == 6
+    tables, shares = _tables([b"abcabcd", b"xbcabc"])
+    found = text_features([b"abcabc", b""], tables, shares)
+    # Distinct 4-, 6- and 10-grams of abcabc: abca, bcab, cabc; itself; none.
+    assert found[0, 3:6].tolist() == [3, 1, 0]
+    # Targets that have them: abca one, bcab two, cabc two; abcabc one.
+    assert found[0, :3].tolist() == [5, 1, 0]
+    assert found[0, 6] == 6
+    assert found[0, 10] == 3
+    counts = np.zeros(256)
+    counts[[97, 98, 99]] = 2
+    smoothed = (counts + 0.05) / (6 + 256 * 0.05)
+    assert found[0, 7] == pytest.approx(-(counts / 6 * np.log2(smoothed)).sum())
+    assert found[0, 8] == pytest.approx(-(counts / 6 * np.log2(shares)).sum())
+    assert found[0, 9] == pytest.approx(-(shares * np.log2(smoothed)).sum())
+    assert found[1, :7].tolist() == [0] * 7
     assert np.isfinite(found).all()
 
 

@@ -291,7 +291,10 @@ def _match_text(
     window: Any, known: int, size: int, state: Any, head: Any, previous: Any, counts: Any, settings: Any, keys: Any,
     before: Any, own_length: Any, own_start: Any, own_tries: Any,
 ) -> None:  # fmt: skip
-    """Count the symbols of window[state[0] : known + size], all of them in the text."""
+    """Count the symbols of window[state[0] : known + size], all of them in the text.
+
+    Positions are masked where it is hot: it changes none, and tells the compiler that none is negative.
+    """
     good, lazy, nice, chain = settings[0], settings[1], settings[2], settings[3]
     place, waiting, length, start = state[0] - known, state[1], state[2], state[3]
     if place >= size:
@@ -299,16 +302,16 @@ def _match_text(
     while place < size:
         last_length, last_start = length, start
         length = 2
-        key = int(keys[place])
+        key = int(keys[place & 0x3FFF])
         if key >= 0 and last_length < lazy:
-            found = int(head[key])
+            found = int(head[key & 0x7FFF])
             tries = chain >> 2 if last_length >= good else chain
             ahead = size - place
             enough = min(nice, ahead)
             best = last_length
-            own = int(own_length[place])
+            own = int(own_length[place & 0x3FFF])
             at, limit = known + place, min(258, ahead)
-            left = tries - int(own_tries[place])
+            left = tries - int(own_tries[place & 0x3FFF])
             if left <= 0 or own >= enough:  # zlib does not get to all matches of the text with itself
                 candidate, left = int(before[place]), tries
                 while candidate >= 0 and left > 0:
@@ -324,18 +327,21 @@ def _match_text(
                     candidate = int(before[candidate])
                     left -= 1
             elif own > best:
-                best, start = own, known + int(own_start[place])
+                best, start = own, known + int(own_start[place & 0x3FFF])
             if found > 0 and left > 0 and best < ahead:
                 while True:
-                    if window[found + best] == window[at + best] and window[found + best - 1] == window[at + best - 1]:
+                    if (
+                        window[(found + best) & 0x7FFF] == window[(at + best) & 0x7FFF]
+                        and window[(found + best - 1) & 0x7FFF] == window[(at + best - 1) & 0x7FFF]
+                    ):
                         same = 0
-                        while same < limit and window[found + same] == window[at + same]:
+                        while same < limit and window[(found + same) & 0x7FFF] == window[(at + same) & 0x7FFF]:
                             same += 1
                         if same > best:
                             start, best = found, same
                             if same >= enough:
                                 break
-                    found = int(previous[found])
+                    found = int(previous[found & 0x7FFF])
                     left -= 1
                     if found <= 0 or left == 0:
                         break
@@ -348,12 +354,12 @@ def _match_text(
             place += last_length - 2
             waiting, length = 0, 2
         elif waiting:
-            counts[window[known + place - 1]] += 1
+            counts[window[(known + place - 1) & 0x7FFF]] += 1
         else:
             waiting = 1
         place += 1
     if waiting:
-        counts[window[known + place - 1]] += 1
+        counts[window[(known + place - 1) & 0x7FFF]] += 1
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]

@@ -8,7 +8,7 @@ every call says its own agreement.
 
 Where x + t compresses to C(x) + C(t) - s(x, t), the score is the mean over targets of s(x, t) / max(C(x), C(t)). The
 saving s grows with the n-grams of x that t has too, and with how alike their bytes are distributed. So the features
-of a document are: for n in SHINGLES the sum, over its distinct n-grams, of the share of targets that have it, and the
+of a document are: for n in SHINGLES the sum, over its distinct n-grams, of the number of targets that have it, and the
 number of these n-grams; entropies and cross-entropies of its bytes and the targets'. C(x) and the score are ridge
 regressions on these, fitted to CALIBRATION documents with exact scores; the agreement is that of predictions for
 documents left out of the fit.
@@ -29,10 +29,11 @@ from ontarget.errors import DataError, SettingError
 from ontarget.select.zipfit import Targets, compress_targets, encoded, zipfit_pairs
 from ontarget.values import Array
 
-SHINGLES = (3, 4, 6, 10)  # bytes (choice)
+SHINGLES = (4, 6, 10)  # bytes (choice)
 BUCKETS_LOG2 = 16  # of the hashed n-grams
-CALIBRATION = 48  # documents that are scored exactly (choice)
+CALIBRATION = 40  # documents that are scored exactly (choice)
 FOLDS = 4  # of them, for the agreement
+UNSEEN = 0.05  # added to counts of bytes, of which some do not occur (choice)
 RIDGE = 1.0  # penalty on standardised features (choice)
 FEWEST = 20  # documents to calibrate on, at least
 
@@ -47,7 +48,7 @@ class FastScores:
 
 @dataclass(frozen=True)
 class FastZipfit:
-    """A calibrated estimator; call it with texts. tables: (S, 2**BUCKETS_LOG2) float32 shares of the targets.
+    """A calibrated estimator; call it with texts. tables: (S, 2**BUCKETS_LOG2) uint8, how many targets have an n-gram.
 
     bytes_of_targets: (256,) shares. sizes: (T,) compressed lengths. size_model, score_model: ridge regressions.
     """
@@ -160,79 +161,99 @@ def _of_score(features: Array, inverse: Array) -> Array:
 
 
 def text_features(texts: Sequence[bytes], tables: Array, bytes_of_targets: Array) -> Array:
-    """(N, 2 S + 7) float64: shared n-grams, distinct n-grams, bytes; entropies and distances of the bytes' shares."""
+    """(N, 2 S + 6) float64: shared and distinct n-grams for each of SHINGLES, bytes; entropy of the bytes, and their
+    cross-entropies with the targets' both ways (bits); how many different ones there are; log of the size."""
     joined = np.frombuffer(b"".join(texts) or b"\0", dtype=np.uint8)
     starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
-    shared, histogram = _shared(joined, starts, tables, np.array(SHINGLES, dtype=np.int64))
-    sizes = np.maximum(np.diff(starts), 1).astype(np.float64)
-    shares = (histogram + 0.05) / (histogram.sum(axis=1, keepdims=True) + 0.05 * 256)
-    logs, target_logs = np.log2(shares), np.log2(bytes_of_targets)
-    frequencies = histogram / sizes[:, None]
-    middle = 0.5 * (shares + bytes_of_targets)
-    shapes = np.stack([
-        -(frequencies * logs).sum(axis=1),
-        -(frequencies @ target_logs),
-        -(logs @ bytes_of_targets),
-        -(middle * np.log2(middle)).sum(axis=1)
-        + 0.5 * ((shares * logs).sum(axis=1) + float(bytes_of_targets @ target_logs)),
-        (histogram > 0).sum(axis=1),
-        np.log(sizes),
-    ], axis=1)  # fmt: skip
-    return np.concatenate([shared, sizes[:, None], shapes], axis=1)
+    longest = int(np.diff(starts).max()) if len(texts) else 0
+    # Logarithms of all counts that can occur, so that none is taken for a single byte.
+    logs = np.log2(np.arange(longest + 1) + UNSEEN)
+    found: Array = _features(joined, starts, tables, bytes_of_targets, np.log2(bytes_of_targets), logs)
+    return found
 
 
 def _tables(texts: Sequence[bytes]) -> tuple[Array, Array]:
     joined = np.frombuffer(b"".join(texts) or b"\0", dtype=np.uint8)
     starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
-    tables = np.stack([_share_of_texts(joined, starts, size) for size in SHINGLES])
     counts = np.bincount(joined, minlength=256) + 0.5
-    return tables, counts / counts.sum()
+    return _counts_of_texts(joined, starts), counts / counts.sum()
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _share_of_texts(joined: Any, starts: Any, size: int) -> Any:
-    """(2**BUCKETS_LOG2,) share of the texts that have an n-gram of each bucket."""
-    found = np.zeros(1 << BUCKETS_LOG2, np.float32)
-    last = np.full(1 << BUCKETS_LOG2, -1, np.int32)
-    texts = len(starts) - 1
-    for text in range(texts):
-        for at in range(starts[text], starts[text + 1] - size + 1):
-            bucket = _bucket(joined, at, size)
-            if last[bucket] != text:
-                last[bucket] = text
-                found[bucket] += 1.0 / texts
+def _counts_of_texts(joined: Any, starts: Any) -> Any:
+    """(S, 2**BUCKETS_LOG2) how many texts, 255 at most, have an n-gram of each bucket."""
+    found = np.zeros((len(SHINGLES), 1 << BUCKETS_LOG2), np.uint8)
+    last = np.full((len(SHINGLES), 1 << BUCKETS_LOG2), -1, np.int32)
+    for text in range(len(starts) - 1):
+        value, before = np.uint64(0), np.uint64(0)
+        for at in range(starts[text], starts[text + 1]):
+            before = (before << np.uint64(8)) | (value >> np.uint64(56))
+            value = (value << np.uint64(8)) | np.uint64(joined[at])
+            have = at - starts[text] + 1
+            for kind in range(len(SHINGLES)):
+                if have >= SHINGLES[kind]:
+                    bucket = _bucket(value, before, SHINGLES[kind])
+                    if last[kind, bucket] != text:
+                        last[kind, bucket] = text
+                        found[kind, bucket] = min(255, int(found[kind, bucket]) + 1)
     return found
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _shared(joined: Any, starts: Any, tables: Any, sizes: Any) -> Any:
-    """(N, 2 S) shares of targets summed over distinct n-grams, and how many there are; (N, 256) counts of bytes."""
-    texts, kinds = len(starts) - 1, len(sizes)
-    found, histogram = np.zeros((texts, 2 * kinds)), np.zeros((texts, 256))
-    last = np.full(1 << BUCKETS_LOG2, -1, np.int32)
+def _features(joined: Any, starts: Any, tables: Any, shares: Any, target_logs: Any, logs: Any) -> Any:
+    """See `text_features`."""
+    texts, kinds = len(starts) - 1, len(SHINGLES)
+    found = np.zeros((texts, 2 * kinds + 6))
+    seen = np.zeros((kinds, (1 << BUCKETS_LOG2) >> 6), np.uint64)
+    histogram = np.zeros(256, np.int64)
     for text in range(texts):
-        first, end = starts[text], starts[text + 1]
-        for at in range(first, end):
-            histogram[text, joined[at]] += 1
+        first, size = starts[text], starts[text + 1] - starts[text]
+        seen[:] = 0
+        histogram[:] = 0
+        value, before = np.uint64(0), np.uint64(0)
+        totals, distinct = np.zeros(kinds, np.int64), np.zeros(kinds, np.int64)
+        for place in range(size):
+            letter = joined[first + place]
+            histogram[letter] += 1
+            before = (before << np.uint64(8)) | (value >> np.uint64(56))
+            value = (value << np.uint64(8)) | np.uint64(letter)
+            for kind in range(kinds):
+                if place + 1 >= SHINGLES[kind]:
+                    bucket = _bucket(value, before, SHINGLES[kind])
+                    word, bit = bucket >> 6, np.uint64(1) << np.uint64(bucket & 63)
+                    fresh = int((seen[kind, word] & bit) == 0)  # multiplied, not branched on
+                    seen[kind, word] |= bit
+                    totals[kind] += fresh * int(tables[kind, bucket])
+                    distinct[kind] += fresh
+        total_log, cross, kinds_of_bytes = 0.0, 0.0, 0
+        reverse = 0.0
+        for letter in range(256):
+            count = histogram[letter]
+            log = logs[count]
+            total_log += count * log
+            cross += count * target_logs[letter]
+            reverse += shares[letter] * log
+            kinds_of_bytes += int(count > 0)
+        whole = max(size, 1)
+        log_size = np.log2(whole + 256 * UNSEEN)
         for kind in range(kinds):
-            size, total, distinct = sizes[kind], 0.0, 0
-            table, mark = tables[kind], text * kinds + kind
-            for at in range(first, end - size + 1):
-                bucket = _bucket(joined, at, size)
-                if last[bucket] != mark:
-                    last[bucket] = mark
-                    total += table[bucket]
-                    distinct += 1
-            found[text, kind], found[text, kinds + kind] = total, distinct
-    return found, histogram
+            found[text, kind], found[text, kinds + kind] = totals[kind], distinct[kind]
+        found[text, 2 * kinds] = size
+        found[text, 2 * kinds + 1] = log_size - total_log / whole
+        found[text, 2 * kinds + 2] = -cross / whole
+        found[text, 2 * kinds + 3] = log_size - reverse
+        found[text, 2 * kinds + 4] = kinds_of_bytes
+        found[text, 2 * kinds + 5] = np.log(whole)
+    return found
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _bucket(joined: Any, at: int, size: int) -> int:
-    """A hash of ``size`` bytes: the first eight and the last two as one number, spread by a multiplication."""
-    value = np.uint64(0)
-    for step in range(min(size, 8)):
-        value = (value << np.uint64(8)) | np.uint64(joined[at + step])
-    for step in range(8, size):
-        value = value * np.uint64(0x100000001B3) ^ np.uint64(joined[at + step])
+def _bucket(value: Any, before: Any, size: int) -> int:
+    """A hash of the last ``size`` bytes, 16 at most, of which ``value`` holds the last eight."""
+    if size < 8:
+        value = value & ((np.uint64(1) << np.uint64(8 * size)) - np.uint64(1))
+    elif size > 8:
+        value = value ^ (
+            (before & ((np.uint64(1) << np.uint64(8 * (size - 8))) - np.uint64(1))) * np.uint64(0xD6E8FEB86659FD93)
+        )
     return int((value * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - BUCKETS_LOG2))
