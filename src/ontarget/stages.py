@@ -63,8 +63,8 @@ class Stages:
 
     def run_stages(self) -> None:
         for stage in (
-            self._device, self._admission, self._ranking, self._quick_trials, self._tuning, self._blend,
-            self._decision, self._refit, self._bundle, self._evidence, self._report,
+            self._device, self._admission, self._ranking, self._quick_trials, self._label_worth, self._tuning,
+            self._blend, self._decision, self._refit, self._bundle, self._evidence, self._report,
         ):  # fmt: skip
             stage()
 
@@ -75,19 +75,15 @@ class Stages:
 
         self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
 
-    def _pool(self) -> list[str]:
-        from ontarget.pool import candidates
-
-        return candidates(self.request.pool or (), self.data.modality, columns=self.data.columns)
-
     def _admission(self) -> None:
         from ontarget.plan.admission import admit, require_any
+        from ontarget.pool import candidates
 
         found = self.run.once(
             "admission",
             lambda: admit(
-                self._pool(), self.data, self.limits, batch_size=self.task.batch_size,
-                max_length=self.task.max_length, progress=self.progress,
+                candidates(self.request.pool or (), self.data.modality, columns=self.data.columns), self.data,
+                self.limits, batch_size=self.task.batch_size, max_length=self.task.max_length, progress=self.progress,
             ),
             clock=self.clock,
             kind="measuring",
@@ -155,6 +151,17 @@ class Stages:
             more = few_label_recipes(self.data, source, seconds_per_row, self.limits.budget_s)
             jobs = [self._job(len(recipes) + at, recipe) for at, recipe in enumerate(more)]
             self._run_trials(jobs, "more for few labels, on the best head's source")
+
+    def _label_worth(self) -> None:
+        """What more labels would bring, by the features of the best head's source."""
+        from ontarget.select.next_labels import worth_in_a_run
+
+        best = next(iter(self._best_heads()), None)
+        self.run.once(
+            "label_worth",
+            lambda: worth_in_a_run(self.data, best, max_length=self.task.max_length, context=self.context),
+            clock=self.clock, kind="measuring",
+        )  # fmt: skip
 
     def _best_heads(self) -> list[str]:
         """Sources with a linear head that can be fine-tuned, best head first."""

@@ -54,6 +54,10 @@ def _sample() -> dict[str, Any]:
         "run": "reviews-1",
         "task": {"data": "reviews.csv", "input": ["text"], "target": "label"},
         "limits": {"latency_ms": 5.0, "budget_s": 60.0},
+        "label_worth": {
+            "source": "zoo:minilm", "metric": "accuracy", "rows": 10, "now": {"value": 0.8, "low": 0.7, "high": 0.85},
+            "after": {"10": {"value": 0.82, "low": 0.7, "high": 0.9}, "1000": {"value": 0.9, "low": 0.8, "high": 0.95}},
+        },
         "data": {
             "modality": "text", "kind": "classification", "metric": "accuracy", "classes": ["no", EVIL, "maybe"],
             "rows": {"train": 10, "validation": 5, "test": 5, "unlabelled": 0}, "cross_fitted": False,

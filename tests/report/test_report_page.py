@@ -11,8 +11,8 @@ import pytest
 from ontarget.errors import RunError
 from ontarget.report.build import read_report, rebuild_report, render, write_report
 
-SECTIONS = ("warnings", "evidence", "pareto", "ranking", "stages", "trials", "curves", "variants", "confusion", "worst",
-            "calibration", "timeline", "bundle", "about")  # fmt: skip
+SECTIONS = ("warnings", "evidence", "pareto", "ranking", "stages", "trials", "curves", "labels", "variants",
+            "confusion", "worst", "calibration", "timeline", "bundle", "about")  # fmt: skip
 VOID = {"meta", "link", "img", "input", "br", "line", "rect", "circle"}
 
 

@@ -17,6 +17,7 @@ The report is one dictionary; whatever it lacks, the page leaves out. Its keys:
     bundle      path, form, size_mb, latency_p50_ms, latency_p95_ms, memory_mb, batch_size, self_test
     decision    number, title, reason, rejected [{number, reason}]
     tuning      stopped: why tuning ended
+    label_worth source, metric, rows, now {value, low, high}, after {"10": {value, low, high}, ...}
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[s
             {**trial, "latency_p50_ms": admission.get(trial["source"], {}).get("latency_p50_ms")} for trial in trials
         ],
         "variants": decision["variants"],
+        "label_worth": run.read("label_worth") if run.has("label_worth") else {},
         "tuning": run.read("tuning") if run.has("tuning") else {},
         "evidence": evidence,
         "timeline": timeline,

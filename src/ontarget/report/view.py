@@ -74,6 +74,7 @@ def _sections(report: Report, shown: Mapping[str, Any]) -> dict[str, str]:
         "stages": ("Stages", evidence.get("stages")),
         "trials": ("Trials", report.get("trials")),
         "curves": ("Learning curves", shown["curves"]),
+        "labels": ("More labels", _part(report, "label_worth").get("after")),
         "variants": ("Compression", report.get("variants")),
         "confusion": ("Confusion", shown["confusion"]),
         "residuals": ("Residuals", shown["scatter"]),

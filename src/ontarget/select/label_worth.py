@@ -78,6 +78,8 @@ def label_worth(
     if rows < 16:
         raise DataError(f"{rows} labelled rows are too few for a learning curve.", allowed="16 or more")
     largest = rows - max(2, int(HELD_SHARE * rows))
+    # One strength for all parts: it refers to the sum over rows, so that it weighs less the more rows there are.
+    l2 = linear_head(features, targets, outputs=outputs, kind=kind, metric=metric).l2
     sizes = tuple(dict.fromkeys(max(4, int(part * largest)) for part in PARTS))
     generator = np.random.default_rng(seed)
     values = np.zeros((len(sizes), repeats))
@@ -90,9 +92,10 @@ def label_worth(
                 values[at, repeat] = metric_value(metric, np.eye(outputs)[targets[part][:1].repeat(len(held))],
                                                   targets[held])  # fmt: skip
                 continue
-            head = linear_head(features[part], targets[part], outputs=outputs, kind=kind, metric=metric)
-            scores = np.asarray(features[held]) @ head.weight.T + head.bias
-            values[at, repeat] = metric_value(metric, scores, targets[held])
+            values[at, repeat] = linear_head(
+                features[part], targets[part], outputs=outputs, kind=kind, metric=metric, l2_grid=(l2,),
+                validation=(features[held], targets[held]),
+            ).value  # fmt: skip
     found = extrapolate(sizes, 1 - values, [rows, *(rows + extra for extra in more)], seed=seed)
     turned = [Score(1 - score.value, 1 - score.high, 1 - score.low) for score in found]
     return LabelWorth(metric, sizes, values, turned[0], dict(zip(more, turned[1:], strict=True)))

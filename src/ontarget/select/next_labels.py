@@ -75,18 +75,46 @@ def next_labels(
     held = train
     if not len(data.folds):
         held, _, _ = cached_features(source, loaded, data.validation.inputs, context=context)
-    worth = None
-    if len(train) >= 16 and data.metric not in ("neg_mae", "neg_rmse"):
-        worth = label_worth(
-            np.asarray(train), data.train.targets, outputs=data.outputs, kind=data.kind, metric=data.metric,
-            seed=context.seed,
-        )  # fmt: skip
+    worth = worth_of_labels(data, np.asarray(train), seed=context.seed)
     listed: list[dict[str, Any]] = []
     if data.kind == "classification":
         listed = rows_to_recheck(np.asarray(train), np.asarray(held), data, count=count)
     if output is not None:
         write_list(listed, Path(output))
     return NextLabels(best, worth, tuple(listed), data.metric)
+
+
+def worth_of_labels(data: TargetData, train: Array, *, seed: int = 0) -> LabelWorth | None:
+    """`label_worth` of a task's training rows with these features (N, D); None where no curve can be drawn."""
+    if len(train) < 16 or data.metric in ("neg_mae", "neg_rmse"):
+        return None
+    return label_worth(train, data.train.targets, outputs=data.outputs, kind=data.kind, metric=data.metric, seed=seed)
+
+
+def worth_in_a_run(data: TargetData, source: str | None, *, max_length: int | None, context: Context) -> dict[str, Any]:
+    """What a run keeps of `worth_of_labels` with the features of ``source``; empty where there is nothing to say.
+
+    source, metric, rows; now and after[number of further labels]: value, low, high.
+    """
+    from dataclasses import asdict
+
+    from ontarget.pool import load, resolve
+    from ontarget.pool.features import cached_features
+
+    if source is None:
+        return {}
+    found = resolve(source)
+    train, _, _ = cached_features(found, load(found, max_length=max_length), data.train.inputs, context=context)
+    worth = worth_of_labels(data, np.asarray(train), seed=context.seed)
+    if worth is None:
+        return {}
+    return {
+        "source": source,
+        "metric": worth.metric,
+        "rows": len(train),
+        "now": asdict(worth.now),
+        "after": {str(more): asdict(score) for more, score in worth.after.items()},
+    }
 
 
 def rows_to_recheck(train: Array, held: Array, data: TargetData, *, count: int = COUNT) -> list[dict[str, Any]]:
