@@ -151,6 +151,10 @@ def rank(
     more_scores: Annotated[
         list[str] | None, typer.Option("--score", help="A further score, which takes longer: nleep")
     ] = None,
+    ensemble: Annotated[
+        int | None,
+        typer.Option(help="Also choose so many sources that complement each other (OSBORN)"),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
@@ -169,15 +173,20 @@ def rank(
         ranking = rank_pool(
             data, pool, more_scores=tuple(more_scores or ()), threads=threads, progress=progress, **fields
         )
+        together = None
+        if ensemble is not None:
+            from ontarget.select.choose_ensemble import ensemble as choose
+
+            together = choose(data, pool, size=ensemble, progress=progress, **fields)
     if as_json:
         from ontarget.plan.run_folder import to_json
         from ontarget.report.console import ranking_as_dict
 
-        typer.echo(to_json(ranking_as_dict(ranking)).decode())
+        typer.echo(to_json(ranking_as_dict(ranking, together)).decode())
     else:
         from ontarget.report.console import print_ranking
 
-        print_ranking(ranking)
+        print_ranking(ranking, together)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from ontarget.values import Ranking
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ontarget.select.choose_ensemble import EvaluatedEnsemble
     from ontarget.select.next_labels import NextLabels
     from ontarget.select.select_data import Selection
 
@@ -21,15 +22,15 @@ MARKS = {"better": "✓", "alike": "≈", "worse": "✕", "same": "="}
 SHOWN_BASELINES = 8
 
 
-def ranking_as_dict(ranking: Ranking) -> dict[str, Any]:
-    """JSON-able form of a ranking."""
+def ranking_as_dict(ranking: Ranking, together: EvaluatedEnsemble | None = None) -> dict[str, Any]:
+    """JSON-able form of a ranking, with the ensemble where one was chosen."""
     from dataclasses import asdict
 
-    return asdict(ranking)
+    return asdict(ranking) | ({"ensemble": asdict(together)} if together is not None else {})
 
 
-def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
-    """One line a source: the deciding score with its interval, the other scores, costs."""
+def print_ranking(ranking: Ranking, together: EvaluatedEnsemble | None = None, console: Console | None = None) -> None:
+    """One line a source: the deciding score with its interval, the other scores, costs; then the ensemble."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -53,6 +54,17 @@ def print_ranking(ranking: Ranking, console: Console | None = None) -> None:
     console.print(table)
     if any(entry.too_close for entry in ranking.entries[1:]):
         console.print("≈ too close to call: the interval overlaps that of the first")
+    if together is not None:
+        console.print(f"ensemble (OSBORN): {', '.join(together.chosen)}", markup=False)
+        gain, value = together.gain, together.value
+        standing_of = "better" if gain.low > 0 else "worse" if gain.high < 0 else "too close to call"
+        console.print(
+            f"  {together.metric} {value.value:.3f}, [{value.low:.3f}, {value.high:.3f}]; the best single source, "
+            f"{together.best_single}: {together.best_value:.3f}; gain {gain.value:+.3f} [{gain.low:+.3f}, "
+            f"{gain.high:+.3f}]: {standing_of}",
+            markup=False,
+        )
+        console.print(f"  {'; '.join(together.notes)}", markup=False)
 
 
 def print_report(report: Mapping[str, Any], path: Path, console: Console | None = None) -> None:
