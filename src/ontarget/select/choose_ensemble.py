@@ -1,8 +1,8 @@
 """Choose an ensemble of sources by OSBORN and evaluate it for real: linear heads on each, probabilities averaged.
 
 Brings `osborn` to a pool of frozen encoders. Such sources come without their own data and often without classes of
-their own; then W_D is 0 and a source's predictions for the target rows are those of its linear head, out of fold (choice;
-notes say so). Checked in tests/select/test_choose_ensemble.py.
+their own: then W_D is 0, and a source's predictions for the target rows are those of its linear head, out of fold
+(choice; notes say so). Checked in tests/select/test_choose_ensemble.py.
 """
 
 from __future__ import annotations
