@@ -42,19 +42,16 @@ FARTHEST_OF_THREE = 4096  # zlib's TOO_FAR: a match of three bytes from further 
 class Texts:
     """Texts ready to be put behind prefixes. joined: uint8, all behind one another; starts: (T + 1,) where each begins.
 
-    For every byte: keys, zlib's hash of it and the two that follow, -1 at a text's end; before, the nearest earlier
-    position in its text with the same hash, else -1; own_length, own_start, the longest match with an earlier position
-    of its own text (0 where there is none of three bytes); own_tries, how many positions have the same hash before it.
-    Positions count from the beginning of their text.
+    before: for every byte, the nearest earlier position in its text with the same hash, else -1. packed: for every byte
+    in one number, to be read at once: zlib's hash of it and the next two (15 bits; one bit says that there are two); the
+    length of the longest match with an earlier position of its own text (9 bits, 0 below three bytes); how many earlier
+    positions have the same hash (14); where the match begins (14). Positions count from their text's beginning.
     """
 
     joined: Array
     starts: Array
-    keys: Array
     before: Array
-    own_length: Array
-    own_start: Array
-    own_tries: Array
+    packed: Array
 
     @property
     def longest(self) -> int:
@@ -89,8 +86,8 @@ def sizes_after(prefix: bytes, texts: Texts, *, level: int) -> Array:
     """(T,) int64 lengths of prefix + text, gzip's header and trailer included, where that is LONGEST bytes at most."""
     first = np.frombuffer(prefix or b"\0", dtype=np.uint8)
     sizes: Array = _sizes(
-        first, len(prefix), texts.joined, texts.starts, texts.keys, texts.before, texts.own_length, texts.own_start,
-        texts.own_tries, np.array(_SETTINGS[level], dtype=np.int64),
+        first, len(prefix), texts.joined, texts.starts, texts.before, texts.packed,
+        np.array(_SETTINGS[level], dtype=np.int64),
     )  # fmt: skip
     return sizes + HEADER_AND_TRAILER
 
@@ -126,20 +123,17 @@ def _key(bytes_: Any, at: int) -> int:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _own_matches(joined: Any, starts: Any) -> Any:
-    """The fields of `Texts` from keys on."""
-    size = len(joined)
-    keys, before = np.full(size, -1, np.int16), np.full(size, -1, np.int16)
-    own_length, own_start, own_tries = np.zeros(size, np.int16), np.zeros(size, np.int16), np.zeros(size, np.int16)
+    """The fields before and packed of `Texts`."""
+    before, packed = np.full(len(joined), -1, np.int16), np.zeros(len(joined), np.int64)
     head = np.full(1 << 15, -1, np.int16)
     for text in range(len(starts) - 1):
         first, length = starts[text], starts[text + 1] - starts[text]
         for at in range(length - 2):
             key = _key(joined, first + at)
-            keys[first + at] = key
             candidate = int(head[key])
             before[first + at] = candidate
             head[key] = at
-            best, limit, tries = 2, min(258, length - at), 0
+            best, limit, tries, start = 2, min(258, length - at), 0, 0
             while candidate >= 0:
                 tries += 1
                 if best < limit and joined[first + candidate + best] == joined[first + at + best]:
@@ -147,20 +141,17 @@ def _own_matches(joined: Any, starts: Any) -> Any:
                     while same < limit and joined[first + candidate + same] == joined[first + at + same]:
                         same += 1
                     if same > best:
-                        best = same
-                        own_length[first + at], own_start[first + at] = same, candidate
+                        best, start = same, candidate
                 candidate = int(before[first + candidate])
-            own_tries[first + at] = tries
+            own = best if best > 2 else 0
+            packed[first + at] = key | (1 << 15) | (own << 16) | (tries << 25) | (start << 39)
         for at in range(length - 2):
-            head[keys[first + at]] = -1
-    return keys, before, own_length, own_start, own_tries
+            head[packed[first + at] & 0x7FFF] = -1
+    return before, packed
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _sizes(
-    prefix: Any, known: int, joined: Any, starts: Any, keys: Any, before: Any, own_length: Any, own_start: Any,
-    own_tries: Any, settings: Any,
-) -> Any:  # fmt: skip
+def _sizes(prefix: Any, known: int, joined: Any, starts: Any, before: Any, packed: Any, settings: Any) -> Any:
     """Deflate stream lengths in bytes of prefix + each text."""
     longest = 0
     for text in range(len(starts) - 1):
@@ -189,8 +180,8 @@ def _sizes(
         )  # fmt: skip
         last = first + length
         _match_text(
-            window, known, length, own_state, head, previous, own_counts, settings, keys[first:last],
-            before[first:last], own_length[first:last], own_start[first:last], own_tries[first:last],
+            window, known, length, own_state, head, previous, own_counts, settings, before[first:last],
+            packed[first:last],
         )  # fmt: skip
         for at in range(inserted - 1, -1, -1):
             head[undo[at, 0]] = undo[at, 1]
@@ -288,8 +279,8 @@ def _match_prefix(
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _match_text(
-    window: Any, known: int, size: int, state: Any, head: Any, previous: Any, counts: Any, settings: Any, keys: Any,
-    before: Any, own_length: Any, own_start: Any, own_tries: Any,
+    window: Any, known: int, size: int, state: Any, head: Any, previous: Any, counts: Any, settings: Any, before: Any,
+    packed: Any,
 ) -> None:  # fmt: skip
     """Count the symbols of window[state[0] : known + size], all of them in the text.
 
@@ -302,16 +293,17 @@ def _match_text(
     while place < size:
         last_length, last_start = length, start
         length = 2
-        key = int(keys[place & 0x3FFF])
-        if key >= 0 and last_length < lazy:
-            found = int(head[key & 0x7FFF])
+        known_of_it = packed[place & 0x3FFF]
+        found = int(head[known_of_it & 0x7FFF])
+        own = (known_of_it >> 16) & 0x1FF
+        # Most often neither the prefix nor the text before has these three bytes.
+        if (found | own) != 0 and known_of_it & 0x8000 and last_length < lazy:
             tries = chain >> 2 if last_length >= good else chain
             ahead = size - place
             enough = min(nice, ahead)
             best = last_length
-            own = int(own_length[place & 0x3FFF])
             at, limit = known + place, min(258, ahead)
-            left = tries - int(own_tries[place & 0x3FFF])
+            left = tries - ((known_of_it >> 25) & 0x3FFF)
             if left <= 0 or own >= enough:  # zlib does not get to all matches of the text with itself
                 candidate, left = int(before[place]), tries
                 while candidate >= 0 and left > 0:
@@ -327,7 +319,7 @@ def _match_text(
                     candidate = int(before[candidate])
                     left -= 1
             elif own > best:
-                best, start = own, known + int(own_start[place & 0x3FFF])
+                best, start = own, known + (known_of_it >> 39)
             if found > 0 and left > 0 and best < ahead:
                 while True:
                     if (
