@@ -43,8 +43,8 @@ class Texts:
     """Texts ready to be put behind prefixes. joined: uint8, all behind one another; starts: (T + 1,) where each begins.
 
     before: for every byte, the nearest earlier position in its text with the same hash, else -1. packed: for every byte
-    in one number, to be read at once: zlib's hash of it and the next two (15 bits; one bit says that there are two); the
-    length of the longest match with an earlier position of its own text (9 bits, 0 below three bytes); how many earlier
+    in one number, to be read at once: its hash with the next two (15 bits; one bit says that there are two); the
+    length of the longest match with an earlier position of its text (9 bits, 0 below three bytes); how many earlier
     positions have the same hash (14); where the match begins (14). Positions count from their text's beginning.
     """
 
