@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from ontarget.claims import find_claims, load_claim, paired_difference, run_claim, verdict, verdict_of_all
+from ontarget.claims import find_claims, load_claim, pair_texts, paired_difference, run_claim, verdict, verdict_of_all
 
 CLAIM = """
 from pathlib import Path
@@ -67,6 +67,9 @@ def test_a_statement_about_several_pairs_holds_where_all_hold(toy: Path, tmp_pat
     result = json.loads(run_claim(toy, output=tmp_path / "results").read_text())
     assert [pair["verdict"] for pair in result["pairs"]] == ["holds", "fails"]
     assert result["verdict"] == "fails"
+    assert [text.split(" = ")[0] for text in pair_texts(result)] == ["method − baseline", "method − best"]
+    older = {name: value for name, value in result.items() if name != "pairs"}
+    assert pair_texts(older) == pair_texts(result)[:1]
 
 
 def test_a_result_is_written_and_a_second_one_is_added(toy: Path, tmp_path: Path) -> None:

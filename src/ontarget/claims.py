@@ -243,7 +243,8 @@ def run_claims(
 def pair_texts(result: Mapping[str, Any]) -> list[str]:
     """The statement's differences with their intervals, one a pair, for people to read."""
     found = []
-    for pair in result["pairs"]:
+    first = {"better": result["method"], "worse": result["baseline"], **result["difference"][result["baseline"]]}
+    for pair in result.get("pairs", [first]):  # results of before statements could be about several pairs have none
         interval = "" if pair["low"] is None else f" [{pair['low']:+.4f}, {pair['high']:+.4f}]"
         found.append(f"{pair['better']} − {pair['worse']} = {pair['mean']:+.4f}{interval} {result['measure']}")
     return found
