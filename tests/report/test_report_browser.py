@@ -52,7 +52,7 @@ def test_the_content_policy_stops_foreign_scripts(page: Any) -> None:
 def test_sections_and_marks_are_visible(page: Any) -> None:
     assert find(page, "h1")[0].text == "Finetune on zoo:minilm"
     assert "Better than all 2 baselines" in find(page, ".badge")[0].text
-    assert len(find(page, "main > section")) == 15
+    assert len(find(page, "main > section")) == 16
     for section in find(page, "main > section"):
         assert section.is_displayed()
         assert section.size["height"] > 60
