@@ -35,7 +35,7 @@ def write_selection_page(
     )
     facts = [
         ("documents in the pool", f"{found.documents:,}"), ("without text", f"{found.empty:,}"),
-        ("selected", f"{found.chosen:,} ({found.selected_bytes / 2**20:.1f} MiB)"),
+        ("selected", f"{found.chosen:,} ({found.selected_bytes / 2**20:.2f} MiB)"),
         ("equal to a better one", f"{found.exact_duplicates:,}"),
         ("near-duplicate of a better one", f"{found.near_duplicates:,}"),
         ("mean score, pool and selection", f"{found.mean:.4f} and {found.mean_selected:.4f}"),
@@ -53,9 +53,10 @@ def write_selection_page(
 <h1>Data selection by {escape(found.method)}</h1>
 <p>{found.chosen:,} of {found.documents:,} documents, best first in <code>selected.parquet</code>.{agreement}</p>
 <table>{rows}</table>
-<h2>Scores</h2>{histogram(scores, selected)}
-<h2>Score and length</h2><p>Documents are compared with those of like length.</p>{by_length(scores, lengths, selected)}
-<h2>The first {min(SHOWN, len(texts))}</h2><ol>{listed}</ol></main></body></html>"""
+<section><h2>Scores</h2><div class="figure">{histogram(scores, selected)}</div></section>
+<section><h2>Score and length</h2><p>Documents are compared with those of like length.</p>
+<div class="figure">{by_length(scores, lengths, selected)}</div></section>
+<section><h2>The first {min(SHOWN, len(texts))}</h2><ol>{listed}</ol></section></main></body></html>"""
     write_atomic(path, page.encode("utf-8", "replace"))
 
 
@@ -71,7 +72,7 @@ def histogram(scores: Array, selected: Array) -> Markup:
     )  # fmt: skip
     for kind, values in (("trial", counts), ("chosen", chosen)):
         parts += [_bar(x, y, edges, at, int(value), kind, height) for at, value in enumerate(values) if value]
-    return plot(height, parts, "Histogram of the scores; the selected documents stand out", "selection")
+    return plot(height, parts, "Histogram of the scores; the selected documents stand out", "axes")
 
 
 def _bar(x: Any, y: Any, edges: Array, at: int, value: int, kind: str, height: float) -> str:
@@ -100,4 +101,4 @@ def by_length(scores: Array, lengths: Array, selected: Array, seed: int = 0) -> 
         kind = "chosen" if selected[at] else "trial"
         says = tip(f"score {scores[at]:.4f}", f"{int(lengths[at]):,} bytes", "selected" if selected[at] else "")
         parts.append(dot(x(max(1.0, float(lengths[at]))), y(float(scores[at])), 2.5, kind, says))
-    return plot(height, parts, "Score against length of the documents", "selection")
+    return plot(height, parts, "Score against length of the documents", "axes")
