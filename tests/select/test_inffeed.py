@@ -85,7 +85,7 @@ def test_relabelling_mends_more_than_it_breaks():
     wrong = np.random.default_rng(2).permutation(400)[:100]
     labels[wrong] = (labels[wrong] + 1) % 3
     found = inffeed(features, targets, others, labels)
-    assert (found.labels == truth).mean() > (labels == truth).mean() + 0.02
+    assert (found.labels == truth).mean() > (labels == truth).mean() + 0.08
     assert found.changed.tolist() == np.flatnonzero(found.labels != labels).tolist()
     assert len(found.influencers) == len(found.changed)
     assert 1 <= found.rounds <= ROUNDS

@@ -157,10 +157,11 @@ def inffeed(
     """Objective A: correct the labels of the feedback rows by the votes of their strongest influencers.
 
     features, labels: training rows (N, D), (N,). feedback_features, feedback_labels: rows (M, D), (M,) whose labels may
-    be wrong, never the test split; they are trained on too, with their labels of the moment. A training row votes for
-    its own label if it pulls the feedback row towards it, with its relative influence as weight; where the vote for
-    another label leads that for the row's own by ``margin`` (share of the vote), the label is changed. Then the head is
-    trained again, for at most ``rounds`` rounds, or until fewer than SETTLED of the labels change.
+    be wrong, never the test split; they are trained on too, with their labels of the moment, but have no vote: their
+    errors would vote for each other. A training row votes for its own label if it pulls the feedback row towards it,
+    with its relative influence as weight; where the vote for another label leads that for the row's own by ``margin``
+    (share of the vote), the label is changed. Then the head is trained again, for at most ``rounds`` rounds, or until
+    fewer than SETTLED of the labels change.
     Returns the feedback rows' labels. Report changes by class: a majority can vote a minority's reading away.
     Raises DataError, SettingError as `fit_head`; SettingError: a margin outside 0 to 1.
     """
@@ -175,7 +176,7 @@ def inffeed(
         everything, all_labels = np.concatenate([base, rows]), np.concatenate([base_labels, current])
         head = fit_head(everything, all_labels, classes=classes, l2=l2)
         l2 = head.l2  # chosen once: a penalty that moves would change labels by itself
-        proposed, strongest = _voted(head, everything, all_labels, rows, current, len(base), neighbours, margin)
+        proposed, strongest = _voted(head, base, base_labels, rows, current, neighbours, margin)
         moved = int((proposed != current).sum())
         current, done = proposed, done + 1
         if moved < SETTLED * len(rows):
@@ -185,13 +186,12 @@ def inffeed(
 
 
 def _voted(
-    head: Head, features: Array, labels: Array, rows: Array, current: Array, offset: int, neighbours: int, margin: float
+    head: Head, features: Array, labels: Array, rows: Array, current: Array, neighbours: int, margin: float
 ) -> tuple[Array, Array]:
-    """New labels of the feedback rows, and the positions of their strongest influencers (M, k)."""
+    """New labels of the feedback rows, and which training rows influence them most, (M, k) positions."""
     found = influence(head, features, labels, rows, current, relative=True)
     own = np.arange(len(rows))
-    found[offset + own, own] = 0.0  # a row does not vote on itself
-    count = min(neighbours, len(features) - 1)
+    count = min(neighbours, len(features))
     strongest = np.argsort(-np.abs(found), axis=0, kind="stable")[:count].T  # (M, k)
     votes = np.zeros((len(rows), len(head.weight)))
     for place in range(count):
