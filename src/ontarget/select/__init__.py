@@ -44,6 +44,7 @@ METHODS = (
         needs=("features", "labels", "noisy labels", "classification"),
         gives=("corrected labels", "list to re-check"),
         source="LREC-COLING 2024; arXiv 2402.14702",
+        status="replicated",
     ),
     Method(
         number=0,
