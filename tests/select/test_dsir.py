@@ -1,24 +1,31 @@
 """DSIR against the official steps, written out with the package's own hashing."""
 
 import hashlib
-import re
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ontarget.errors import DataError, SettingError
 from ontarget.select.dsir import bucket_counts, dsir, dsir_weights, fit_dsir, resample
 
-POOL = ["The red house, by the sea.", "def f(x): return x + 1", "Red wine by the sea", "x = f(x) + 1  # again", "1 2 3"]
+POOL = [
+    "\u0d2a\u0d4d\u0d30\u0d35\u0d40 marks belong to words",
+    "The red house, by the sea.",
+    "def f(x): return x + 1",
+    "Red wine by the sea",
+    "x = f(x) + 1  # again",
+    "1 2 3",
+]
 TARGET = ["return f(x)", "def g(x): return x"]
 
 
 def counts(text, buckets=10_000):
     """get_ngram_counts of data_selection.hashed_ngram_dsir with NLTK's WordPunctTokenizer."""
-    words = re.findall(r"\w+|[^\w\s]+", text.lower())
+    words = regex.findall(r"\w+|[^\w\s]+", text.lower())
     found = np.zeros(buckets, dtype=int)
     for gram in [*words, *(" ".join(pair) for pair in pairwise(words))]:
         found[int(hashlib.sha256(gram.encode("utf-8")).hexdigest(), 16) % buckets] += 1
@@ -31,7 +38,7 @@ def test_official_weights():
     found = fit_dsir(POOL, TARGET)
     assert found.log_ratio == pytest.approx(ratio, abs=1e-12)
     assert dsir_weights(POOL, found) == pytest.approx([counts(text) @ ratio for text in POOL], abs=1e-9)
-    assert dsir_weights(POOL, found)[1] > dsir_weights(POOL, found)[0]
+    assert dsir_weights(POOL, found)[2] > dsir_weights(POOL, found)[1]
 
 
 @settings(max_examples=50, deadline=None)

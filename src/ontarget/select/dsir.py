@@ -21,12 +21,12 @@ True
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+import regex
 
 from ontarget.errors import DataError, SettingError
 from ontarget.values import Array
@@ -34,7 +34,8 @@ from ontarget.values import Array
 BUCKETS = 10_000
 FLOOR = 1e-8  # added to shares, as in the official code
 REMEMBERED = 1_000_000  # n-grams whose buckets are kept in memory, some 150 MB (choice)
-_WORDS = re.compile(r"\w+|[^\w\s]+")  # NLTK's WordPunctTokenizer
+# NLTK's WordPunctTokenizer: since NLTK 3.10 by `regex`, where combining marks belong to their words.
+_WORDS = regex.compile(r"\w+|[^\w\s]+")
 _hashed: dict[int, dict[str, int]] = {}  # buckets -> n-gram -> its bucket
 
 
