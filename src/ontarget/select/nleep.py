@@ -5,7 +5,7 @@ CVPR 2021, arXiv 2011.11200. Official code: none.
 Claim: on checkpoints of different kinds, supervised or not, it ranks better than LEEP, H-score and LogME's
 predecessors.
 Left out: the paper's combination with dropout and its study of layers.
-Checked in tests/select/test_nleep.py (against LEEP of scikit-learn's mixture) and claims/20_tmi.py.
+Checked in tests/select/test_leep.py (against LEEP of scikit-learn's mixture); no claim of its own.
 
 The features' principal components that hold a share of the energy are clustered by a Gaussian mixture; LEEP of the
 components' posteriors is the score.
@@ -69,10 +69,7 @@ def nleep_rows(
 
 
 def _principal(features: Array, energy: float) -> Array:
-    """Principal components with at least ``energy`` of the variance; one column of zeros for constant features.
-
-    Rows are put into an order of their own first, so that the order they come in does not matter.
-    """
+    """Principal components with at least ``energy`` of the variance; one column of zeros for constant features."""
     centred = features - features.mean(axis=0)
     left, singular, _ = np.linalg.svd(centred, full_matrices=False)
     variance = singular**2

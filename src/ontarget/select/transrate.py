@@ -5,7 +5,7 @@ Long-Kai Huang, Junzhou Huang, Yu Rong, Qiang Yang, Ying Wei, "Frustratingly Eas
 Claim: the mutual information of features and labels, estimated by coding rates, correlates better with fine-tuned
 accuracy than LEEP, NCE, H-score and LogME, at a fraction of their time.
 Left out: the label-based choice between layers (score each layer as a source of its own).
-Checked in tests/select/test_transrate.py (the published formulas, hand-worked values) and claims/20_tmi.py.
+Checked in tests/select/test_transrate.py (the published formulas, hand-worked values); no claim of its own.
 
     R(Z) = 1/2 log det(I + Z'Z / (n eps)),        TransRate = R(Z) - (1 / C) sum_c R(Z_c)
 
