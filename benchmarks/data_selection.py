@@ -80,7 +80,6 @@ def peer(options: argparse.Namespace, which: str, pool: Path, target: Path) -> d
 
 def zipfit_speed(options: argparse.Namespace) -> dict[str, Any]:
     from ontarget.select.fast_zipfit import fast_zipfit
-
     from ontarget.select.zipfit import zipfit
 
     rows = []
@@ -131,7 +130,6 @@ def dsir_speed(options: argparse.Namespace) -> dict[str, Any]:
 
 def near_copies(options: argparse.Namespace) -> dict[str, Any]:
     from ontarget.select.fast_zipfit import fast_zipfit
-
     from ontarget.select.zipfit import zipfit
 
     rows = []
