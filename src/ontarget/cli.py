@@ -235,6 +235,9 @@ def select_data(
     megabytes: Annotated[float | None, typer.Option(help="How much text to select, MiB, instead of --count")] = None,
     method: Annotated[str, typer.Option(help="zipfit, dsir, random, random-by-length")] = "zipfit",
     mode: Annotated[str, typer.Option(help="Of zipfit: exact, or fast (estimates, and says how well)")] = "exact",
+    aggregate: Annotated[
+        str, typer.Option(help="Of zipfit over the examples: mean, or nearest for relatives of any")
+    ] = "mean",
     compressor: Annotated[str, typer.Option(help="Of zipfit: gzip or lz4")] = "gzip",
     level: Annotated[int | None, typer.Option(help="Of the compressor; gzip 1 to 9 (6), lz4 -16 to 16 (0)")] = None,
     column: Annotated[str, typer.Option(help="Column that holds the pool's texts")] = "text",
@@ -259,9 +262,9 @@ def select_data(
     with console_progress(quiet) as progress:
         found = select(
             pool, target, output=output, count=count, megabytes=megabytes, method=method, mode=mode,  # type: ignore[arg-type]
-            compressor=compressor, level=level, column=column, target_column=target_column,  # type: ignore[arg-type]
-            length_bands=length_bands, drop_near_duplicates=not near_duplicates, processes=processes,
-            context=Context(seed=seed, progress=progress),
+            aggregate=aggregate, compressor=compressor, level=level, column=column,  # type: ignore[arg-type]
+            target_column=target_column, length_bands=length_bands, drop_near_duplicates=not near_duplicates,
+            processes=processes, context=Context(seed=seed, progress=progress),
         )  # fmt: skip
     print_selection(found)
 

@@ -64,6 +64,13 @@ def test_scores_are_those_of_the_definition(pool, tmp_path):
     assert page.count("<li>") == 20
 
 
+def test_nearest_target(pool, tmp_path):
+    select_data(pool[0], TARGETS, output=tmp_path / "out", count=5, processes=1, aggregate="nearest")
+    scores = pd.read_parquet(tmp_path / "out" / "scores.parquet")["score"].to_numpy()
+    expected = zipfit(pool[1], TARGETS, aggregate="nearest")
+    assert scores == pytest.approx(expected, rel=1e-6)
+
+
 def test_workers_give_the_same(pool, tmp_path):
     for processes in (1, 2):
         select_data(pool[0], TARGETS, output=tmp_path / str(processes), count=10, processes=processes)
@@ -155,6 +162,9 @@ def test_other_methods(pool, tmp_path, method):
         ({"count": 0}, SettingError, "empty"),
         ({"count": 3, "method": "zip"}, SettingError, "no method"),
         ({"count": 3, "mode": "quick"}, SettingError, "no mode"),
+        ({"count": 3, "aggregate": "best"}, SettingError, "no aggregate"),
+        ({"count": 3, "aggregate": "nearest", "mode": "fast"}, SettingError, "exact scores"),
+        ({"count": 3, "aggregate": "nearest", "method": "dsir"}, SettingError, "exact scores"),
         ({"count": 3, "level": 0}, SettingError, "stores the text"),
         ({"count": 3, "column": "body"}, DataError, "no 'body'"),
         ({"count": 300}, SettingError, "300 documents are wanted"),

@@ -56,6 +56,18 @@ def test_target_of_one_and_pairs():
     assert zipfit(texts, targets) == pytest.approx(pairs.mean(axis=1))
 
 
+def test_nearest_finds_relatives_of_single_targets():
+    targets = documents(12, seed=1)
+    copy = targets[7].replace("self", "that")
+    texts = [*documents(10, seed=2), copy]
+    pairs = zipfit_pairs(texts, compress_targets(targets))
+    nearest = zipfit(texts, targets, aggregate="nearest")
+    assert nearest == pytest.approx(pairs.max(axis=1))
+    assert nearest.argmax() == 10
+    with pytest.raises(SettingError, match="mean, nearest"):
+        zipfit(texts, targets, aggregate="median")
+
+
 def test_like_text_scores_higher():
     prose = ["In the beginning the river ran clear and the town slept below the hill. " * 8] * 3
     scores = zipfit([*documents(3), *prose], documents(6, seed=1))

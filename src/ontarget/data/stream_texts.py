@@ -49,6 +49,12 @@ def text_files(source: str | Path) -> list[Path]:
     return [path]
 
 
+def expected_batches(source: str | Path, *, batch_bytes: int = BATCH_BYTES) -> int:
+    """About how many batches `stream_texts` will give, by the files' sizes: more where other columns take room, fewer
+    where the files are compressed."""
+    return sum(-(-path.stat().st_size // batch_bytes) for path in text_files(source))
+
+
 def stream_texts(source: str | Path, *, column: str = "text", batch_bytes: int = BATCH_BYTES) -> Iterator[TextBatch]:
     """Batches of about ``batch_bytes`` of text; memory holds one batch, whatever the size of the files.
 

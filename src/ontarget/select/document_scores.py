@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from ontarget.data.stream_texts import BATCH_BYTES, TextBatch, stream_texts
+from ontarget.data.stream_texts import BATCH_BYTES, TextBatch, expected_batches, stream_texts
 from ontarget.plan.run_folder import write_atomic
 from ontarget.values import Array, Context
 
@@ -68,13 +68,13 @@ def score_documents(
     scorer: maps texts to (n,) scores; it is pickled to the workers. processes: 1 works in this process.
     """
     done = {int(path.stem) for path in parts.glob("[0-9]*.parquet")}
-    finished = len(done)
+    finished, expected = len(done), expected_batches(pool, batch_bytes=batch_bytes)
     scored = map_batches(pool, scorer, column=column, processes=processes, batch_bytes=batch_bytes, skip=done)
     for number, batch, scores in scored:
         write_parquet(parts / f"{number:08d}.parquet", _part(batch, scores))
         finished += 1
         if context.progress:
-            context.progress(finished, finished + 1, "scoring documents, batch by batch")
+            context.progress(finished, max(expected, finished), "scoring documents, batch by batch")
     return read_scores(parts)
 
 

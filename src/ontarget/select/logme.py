@@ -38,6 +38,7 @@ from ontarget.values import Array
 
 STEPS = 11  # as published: at most 11 steps, until t changes by at most 0.1%; it may stop short of the maximum
 TOLERANCE = 1e-3
+DENSE_CLASSES = 16  # up to so many, a dense product is faster than a sparse one (measured)
 EPSILON = 1e-5  # as published, keeps alpha and beta finite
 
 
@@ -183,9 +184,14 @@ def _gram(features: Array, targets: Array, kind: str) -> tuple[Array, Array, Arr
     n, dim = features.shape
     dual = n <= dim
     if kind == "classification":
-        # As a sparse matrix, one-hot targets cost N D for all classes together, not for each.
-        one_hot = sparse.csr_array((np.ones(n), (targets, np.arange(n))), shape=(int(targets.max()) + 1, n))
-        right = one_hot.toarray().T if dual else (one_hot @ features).T
+        classes = int(targets.max()) + 1
+        if dual:
+            right = np.eye(classes)[targets]
+        elif classes <= DENSE_CLASSES:
+            right = features.T @ np.eye(classes)[targets]
+        else:  # as a sparse matrix, one-hot targets cost N D for all classes together, not for each
+            one_hot = sparse.csr_array((np.ones(n), (targets, np.arange(n))), shape=(classes, n))
+            right = (one_hot @ features).T
         squares = np.bincount(targets).astype(np.float64)
     else:
         right = targets[:, None] if dual else (features.T @ targets)[:, None]

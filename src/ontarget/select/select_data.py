@@ -29,7 +29,7 @@ from ontarget.plan.run_folder import to_json, write_atomic
 from ontarget.select.choose_documents import choose_documents, order_documents
 from ontarget.select.document_scores import score_documents, texts_at, write_parquet
 from ontarget.select.length_guard import BANDS, refuse_length_scores
-from ontarget.select.zipfit import compress_targets
+from ontarget.select.zipfit import AGGREGATES, compress_targets
 from ontarget.values import Context
 
 SELECTION_METHODS: tuple[str, ...] = ("zipfit", "dsir", "random", "random-by-length")
@@ -73,6 +73,7 @@ def select_data(
     megabytes: float | None = None,
     method: Literal["zipfit", "dsir", "random", "random-by-length"] = "zipfit",
     mode: Literal["exact", "fast"] = "exact",
+    aggregate: Literal["mean", "nearest"] = "mean",
     compressor: Literal["gzip", "lz4"] = "gzip",
     level: int | None = None,
     column: str = "text",
@@ -88,7 +89,8 @@ def select_data(
     pool: a file or folder as `stream_texts` takes. targets: texts, or such a file. One of count (documents) and
     megabytes (2**20 bytes of UTF-8) says how much to select. method: zipfit; dsir (drawn by importance weight); random;
     random-by-length, which draws evenly from the bands of length as zipfit does. mode: of zipfit; "exact" is the
-    definition, "fast" estimates it and says how well. compressor, level: see `zipfit`. length_bands: 1 compares
+    definition, "fast" estimates it and says how well. aggregate, compressor, level: see `zipfit`; the fast mode
+    estimates means only. length_bands: 1 compares
     documents of all lengths. processes: all cores by default. batch_bytes: of text that a worker gets at once.
     A folder that holds the same request is continued, one that holds another is refused. Documents without text are
     never chosen.
@@ -102,6 +104,12 @@ def select_data(
         raise SettingError(f"There is no method '{method}'.", allowed=", ".join(SELECTION_METHODS), option="--method")
     if mode not in ("exact", "fast"):
         raise SettingError(f"There is no mode '{mode}'.", allowed="exact, fast", option="--mode")
+    if aggregate not in AGGREGATES:
+        raise SettingError(f"There is no aggregate '{aggregate}'.", allowed=", ".join(AGGREGATES), option="--aggregate")
+    if aggregate != "mean" and (method != "zipfit" or mode == "fast"):
+        raise SettingError(
+            f"'{aggregate}' needs the exact scores of zipfit.", option="--aggregate", next_step="use --mode exact"
+        )
     if (count is None) == (megabytes is None):
         raise SettingError("Say how much to select.", allowed="one of --count and --megabytes", option="--count")
     if (count is not None and count < 1) or (megabytes is not None and megabytes <= 0):
@@ -113,12 +121,12 @@ def select_data(
     mode = mode if method == "zipfit" else "exact"
     _claim(folder, {
         "pool": [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-        "targets": _digest(examples), "column": column, "method": method, "mode": mode, "compressor": compressor,
-        "level": level, "seed": context.seed, "batch_bytes": batch_bytes,
+        "targets": _digest(examples), "column": column, "method": method, "mode": mode, "aggregate": aggregate,
+        "compressor": compressor, "level": level, "seed": context.seed, "batch_bytes": batch_bytes,
     })  # fmt: skip
     scorer, agreement = make_scorer(
-        pool, examples, compressed, method=method, mode=mode, column=column, processes=workers, folder=folder,
-        context=context,
+        pool, examples, compressed, method=method, mode=mode, aggregate=aggregate, column=column, processes=workers,
+        folder=folder, context=context,
     )  # fmt: skip
     scores = score_documents(
         pool, scorer, folder / "parts", column=column, processes=workers, batch_bytes=batch_bytes, context=context

@@ -10,24 +10,24 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ontarget.data.stream_texts import stream_texts
+from ontarget.data.stream_texts import expected_batches, stream_texts
 from ontarget.errors import require_extra
 from ontarget.plan.run_folder import write_atomic
 from ontarget.select.document_scores import Scorer, map_batches
 from ontarget.select.dsir import Dsir, bucket_counts, dsir_of_counts, dsir_weights
-from ontarget.select.zipfit import Targets, zipfit_pairs
+from ontarget.select.zipfit import Aggregate, Targets, aggregated, zipfit_pairs
 from ontarget.values import Array, Context
 
 
 @dataclass(frozen=True)
 class ExactZipfit:
-    """The definition: mean similarity with every target example."""
+    """The definition: similarity with every target example, brought to one score."""
 
     targets: Targets
+    aggregate: Aggregate
 
     def __call__(self, texts: Sequence[str]) -> Array:
-        scores: Array = zipfit_pairs(texts, self.targets).mean(axis=1)
-        return scores
+        return aggregated(zipfit_pairs(texts, self.targets), self.aggregate)
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def make_scorer(
     *,
     method: str,
     mode: Literal["exact", "fast"],
+    aggregate: Aggregate,
     column: str,
     processes: int,
     folder: Path,
@@ -63,7 +64,7 @@ def make_scorer(
     """
     if compressed is not None:
         if mode == "exact":
-            return ExactZipfit(compressed), None
+            return ExactZipfit(compressed, aggregate), None
         require_extra("numba", "select", "The fast mode")
         from ontarget.select.fast_zipfit import CALIBRATION, calibrate
 
@@ -94,10 +95,11 @@ def _fitted_dsir(
     path = folder / "pool-counts.npy"
     if not path.exists():
         total: Any = 0
+        expected = expected_batches(pool)
         for number, _, counts in map_batches(pool, bucket_counts, column=column, processes=processes):
             total = total + counts
             if context.progress:
-                context.progress(number + 1, number + 2, "counting words of the pool, batch by batch")
+                context.progress(number + 1, max(expected, number + 1), "counting words of the pool, batch by batch")
         stream = io.BytesIO()
         np.save(stream, np.asarray(total), allow_pickle=False)
         write_atomic(path, stream.getvalue())

@@ -31,6 +31,8 @@ from ontarget.errors import DataError, SettingError, require_extra
 from ontarget.values import Array
 
 Compressor = Literal["gzip", "lz4"]
+Aggregate = Literal["mean", "nearest"]
+AGGREGATES: tuple[str, ...] = ("mean", "nearest")
 LEVELS = {"gzip": range(1, 10), "lz4": range(-16, 17)}
 DEFAULT_LEVEL = {"gzip": 6, "lz4": 0}
 
@@ -46,21 +48,26 @@ class Targets:
 
 
 def zipfit(
-    documents: Sequence[str], targets: Sequence[str], *, compressor: Compressor = "gzip", level: int | None = None
+    documents: Sequence[str],
+    targets: Sequence[str],
+    *,
+    compressor: Compressor = "gzip",
+    level: int | None = None,
+    aggregate: Aggregate = "mean",
 ) -> Array:
     """(N,) float64 scores, about 0 to 1: higher is more like the targets. The definition, to the byte.
 
     documents: N texts of the pool. targets: T examples of the target; costs grow with N x T.
     compressor: "gzip" (levels 1 to 9, 6 by default) or "lz4" (frame format; levels -16 to 16, 0 by default).
+    aggregate: "mean" over the target examples, as published; "nearest" takes the example that is most alike (choice),
+    and so finds relatives of single examples, which a mean over many dilutes.
     Scores favour short documents and see no further than the compressor's window (32 KB for gzip, 64 KB for lz4):
     compare documents of like length, see `select_data`.
     An empty document is scored as what it is: it shares nothing (the score is 0 or a little more).
-    Raises DataError: no target; SettingError: an unknown compressor, a level out of range.
+    Raises DataError: no target; SettingError: an unknown compressor or aggregate, a level out of range.
     Source: arXiv 2410.18194, section 2, and the official code for the order x + t.
     """
-    pairs = zipfit_pairs(documents, compress_targets(targets, compressor=compressor, level=level))
-    scores: Array = pairs.mean(axis=1)
-    return scores
+    return aggregated(zipfit_pairs(documents, compress_targets(targets, compressor=compressor, level=level)), aggregate)
 
 
 def zipfit_pairs(documents: Sequence[str], targets: Targets) -> Array:
@@ -71,6 +78,14 @@ def zipfit_pairs(documents: Sequence[str], targets: Targets) -> Array:
         own, both = measured(encoded(document))
         pairs[row] = 1 - (both - np.minimum(own, targets.sizes)) / np.maximum(own, targets.sizes)
     return pairs
+
+
+def aggregated(pairs: Array, aggregate: Aggregate) -> Array:
+    """(N,) scores of (N, T) similarities. Raises SettingError."""
+    if aggregate not in AGGREGATES:
+        raise SettingError(f"There is no aggregate '{aggregate}'.", allowed=", ".join(AGGREGATES), option="aggregate")
+    scores: Array = pairs.mean(axis=1) if aggregate == "mean" else pairs.max(axis=1)
+    return scores
 
 
 def compress_targets(targets: Sequence[str], *, compressor: Compressor = "gzip", level: int | None = None) -> Targets:
