@@ -2,6 +2,11 @@
 
     python benchmarks/kill_resume.py reviews.csv --kills 20 -- --input text --target label --budget 60s
 
+The recorded run is of a sample, 250 product reviews, on an otherwise idle machine:
+
+    python -c "from ontarget.data.samples import write_text_demo; write_text_demo('.', rows=250)"
+    python benchmarks/kill_resume.py products.csv -- --input text --target label --budget 75s --pool zoo:minilm
+
 One undisturbed run first; then ``--kills`` runs, each killed once at a moment drawn uniformly from the undisturbed
 run's length and resumed. Compared: the decision (the chosen trial with its recipe and metric), and the recipe and
 metric of every trial that both have. How many recipes a budget buys is measured anew in every run, killed or not;

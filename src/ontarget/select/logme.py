@@ -33,7 +33,7 @@ from scipy import sparse
 from scipy.linalg import lapack
 
 from ontarget.select._contract import RowScores, check
-from ontarget.select._symmetric import blas_threads, eigh, tridiagonal
+from ontarget.select._symmetric import blas_threads, eigh, gram, tridiagonal
 from ontarget.values import Array
 
 STEPS = 11  # as published: at most 11 steps, until t changes by at most 0.1%; it may stop short of the maximum
@@ -86,8 +86,8 @@ def logme(
     """
     features, targets = check(features, targets, kind)
     with blas_threads(features.size * min(features.shape)):
-        gram, right, squares, dual = _gram(features, targets, kind)
-        diagonal, off, right = tridiagonal(gram, right)
+        product, right, squares, dual = _gram(features, targets, kind)
+        diagonal, off, right = tridiagonal(product, right)
         problem = _Problem(diagonal, off, right, dual, squares, *features.shape)
         return float(np.mean(_fixed_point(problem, published_code).evidence))
 
@@ -104,8 +104,8 @@ def logme_rows(
     in-sample residuals that makes intervals too narrow when D is not small against N.
     """
     features, targets = check(features, targets, kind)
-    gram, right, squares, dual = _gram(features, targets, kind)
-    eigenvalues, vectors = eigh(gram)
+    product, right, squares, dual = _gram(features, targets, kind)
+    eigenvalues, vectors = eigh(product)
     right = vectors.T @ right
     problem = _Problem(eigenvalues, np.zeros(len(eigenvalues) - 1), right, dual, squares, *features.shape)
     fit = _fixed_point(problem, published_code=False)
@@ -162,7 +162,9 @@ def _solve(problem: _Problem, right: Array, t: Array) -> tuple[Array, Array]:
     diagonal, off = _stack(problem, t)
     top, lower, _ = lapack.dpttrf(diagonal, off)
     bottom = lapack.dpttrf(diagonal[::-1], off[::-1])[0][::-1]
-    z = lapack.dpttrs(top, lower, np.append(right, 0.0)[:, None])[0][:-1].reshape(right.shape)
+    sides = np.zeros((len(diagonal), 1))
+    sides[:-1, 0] = right.ravel()
+    z = lapack.dpttrs(top, lower, sides, overwrite_b=1)[0][:-1].reshape(right.shape)
     inverse = 1 / (top + bottom - diagonal)[:-1]
     return z, inverse.reshape(right.shape).sum(axis=1)
 
@@ -175,12 +177,14 @@ def _log_determinant(problem: _Problem, t: Array) -> Array:
 
 def _stack(problem: _Problem, t: Array) -> tuple[Array, Array]:
     """Diagonal and off-diagonal of all T + t_c in a row; a last 1 by itself, as LAPACK wants two rows or more."""
-    diagonal = np.append(problem.diagonal + t[:, None], 1.0)
-    return diagonal, np.tile(np.append(problem.off, 0.0), len(t))
+    diagonal, off = np.ones(len(t) * len(problem.diagonal) + 1), np.zeros((len(t), len(problem.diagonal)))
+    np.add(problem.diagonal, t[:, None], out=diagonal[:-1].reshape(off.shape))
+    off[:, :-1] = problem.off
+    return diagonal, off.ravel()
 
 
 def _gram(features: Array, targets: Array, kind: str) -> tuple[Array, Array, Array, bool]:
-    """The smaller Gram matrix, the right-hand sides that go with it, |y|^2, and whether it is FF'."""
+    """The smaller Gram matrix (its lower triangle), its right-hand sides, |y|^2, and whether it is FF'."""
     n, dim = features.shape
     dual = n <= dim
     if kind == "classification":
@@ -196,4 +200,4 @@ def _gram(features: Array, targets: Array, kind: str) -> tuple[Array, Array, Arr
     else:
         right = targets[:, None] if dual else (features.T @ targets)[:, None]
         squares = np.array([targets @ targets])
-    return (features @ features.T if dual else features.T @ features), right, squares, dual
+    return gram(features.T.copy() if dual else features), right, squares, dual
