@@ -5,13 +5,14 @@ import random
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("numba")
 
-from ontarget.select.deflate_sizes import LAZY_LEVELS, LONGEST, gzip_sizes
+from ontarget.select.deflate_sizes import LAZY_LEVELS, LONGEST, gzip_sizes, parsed
 
 SOURCES = sorted(Path(zlib.__file__ if hasattr(zlib, "__file__") else random.__file__).parent.glob("*.py")) or [
     Path(random.__file__)
@@ -80,3 +81,18 @@ def test_longest_that_is_counted():
     generator = random.Random(1)  # as many symbols as bytes
     noise = bytes(generator.randrange(200) for _ in range(LONGEST))
     assert gzip_sizes(noise[:50], [noise[50:]]) == expected(noise[:50], [noise[50:]], 6)
+
+
+def test_texts_parsed_alone():
+    generator = np.random.default_rng(5)
+    noise = [generator.integers(0, high, size, dtype=np.uint8).tobytes() for high in (2, 20, 256) for size in (9, 900)]
+    texts = [*chunks(1000, 10), *chunks(17, 5), *noise, b"", b"a", b"aaa", b"a" * 600, b"abab" * 50, *chunks(9000, 2)]
+    # Of match lengths, the shortest one that each symbol stands for.
+    shortest = [*range(3, 11), *range(11, 19, 2), *range(19, 35, 4), *range(35, 67, 8), *range(67, 131, 16),
+                *range(131, 258, 32), 258]  # fmt: skip
+    for level in (4, 6, 9):
+        symbols, sizes = parsed(texts, level=level)
+        assert sizes.tolist() == [len(zlib.compress(text, level, 31)) for text in texts]
+        covered = symbols[:, :256].sum(axis=1) + symbols[:, 257:286] @ np.array(shortest)
+        assert (covered <= [len(text) for text in texts]).all()
+        assert (symbols[:, 257:286].sum(axis=1) == symbols[:, 286:].sum(axis=1)).all()

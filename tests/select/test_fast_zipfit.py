@@ -3,6 +3,7 @@
 import inspect
 import random
 import re
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from scipy.stats import spearmanr
 pytest.importorskip("numba")
 
 from ontarget.errors import DataError, SettingError
-from ontarget.select.fast_zipfit import _tables, fast_zipfit, text_features
+from ontarget.select.deflate_sizes import parsed
+from ontarget.select.fast_zipfit import FEATURES, PRIOR, fast_zipfit, target_profile, text_features
 from ontarget.select.select_data import select_data
 from ontarget.select.zipfit import zipfit
 
@@ -65,23 +67,63 @@ def test_agreement_is_high_and_truly_said():
     assert (again.scores == found.scores).all()
 
 
-def test_features_by_hand():
-    tables, shares = _tables([b"abcabcd", b"xbcabc"])
-    found = text_features([b"abcabc", b""], tables, shares)
-    # Distinct 4-, 6- and 10-grams of abcabc: abca, bcab, cabc; itself; none.
-    assert found[0, 3:6].tolist() == [3, 1, 0]
-    # Targets that have them: abca one, bcab two, cabc two; abcabc one.
-    assert found[0, :3].tolist() == [5, 1, 0]
-    assert found[0, 6] == 6
-    assert found[0, 10] == 3
+def bits(counts):
+    """F of the module: bits of symbols with these counts at their entropy."""
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+
+def test_features_by_definition():
+    texts, targets = [b"abcabcdefabcdef", b"no"], [b"abcabcd", b"xbcabcd abcabcd"]
+    profile = target_profile(targets)
+    found = dict(zip(FEATURES, text_features(texts, profile).T, strict=True))
+    symbols, sizes = parsed(texts)
+    size = [len(zlib.compress(text, 6, 31)) for text in texts]
+    assert sizes.tolist() == size
+    over = 1 / np.maximum(np.array(size)[:, None], [len(zlib.compress(target, 6, 31)) for target in targets])
+    inverse = over.mean(axis=1)
+    # Distinct 6-grams of the first text: abcabc bcabcd cabcde abcdef bcdefa cdefab defabc efabcd fabcde.
+    assert found["distinct shingles / C"] == pytest.approx([9 * inverse[0], 0])
+    # abcabc and bcabcd are in both targets.
+    assert found["shared shingles / C"] == pytest.approx([4 * inverse[0], 0])
+    assert found["log of 1 + shared shingles"] == pytest.approx([np.log(5), 0])
+    # The first text is a, b, c, a, b, c, d, e, f, and a match of 6: zlib matches nothing with the very first byte.
+    assert symbols[0, [97, 98, 99, 100, 101, 102]].tolist() == [2, 2, 2, 1, 1, 1]
+    assert symbols[0, 257:286].sum() == symbols[0, 286:].sum() == symbols[0, 260] == 1
+    assert found["matches / C"] == pytest.approx([inverse[0], 0])
+    assert found["literals / C"] == pytest.approx([9 * inverse[0], 2 * inverse[1]])
+    assert found["matches per literal"] == pytest.approx([1 / 9, 0])
+    for name, part in (("literals and lengths", slice(0, 286)), ("distances", slice(286, 316))):
+        expected = [
+            np.mean([
+                over[row, at] * (bits(own[part] + theirs[part]) - bits(own[part]) - bits(theirs[part]))
+                for at, theirs in enumerate(profile.symbols)
+            ])
+            for row, own in enumerate(symbols)
+        ]  # fmt: skip
+        assert found[f"unlikeness of {name} / C"] == pytest.approx(expected, abs=1e-12)
     counts = np.zeros(256)
-    counts[[97, 98, 99]] = 2
-    smoothed = (counts + 0.05) / (6 + 256 * 0.05)
-    assert found[0, 7] == pytest.approx(-(counts / 6 * np.log2(smoothed)).sum())
-    assert found[0, 8] == pytest.approx(-(counts / 6 * np.log2(shares)).sum())
-    assert found[0, 9] == pytest.approx(-(shares * np.log2(smoothed)).sum())
-    assert found[1, :7].tolist() == [0] * 7
-    assert np.isfinite(found).all()
+    np.add.at(counts, list(texts[0]), 1)
+    smoothed = (counts + 0.05) / (15 + 256 * 0.05)
+    own, theirs, back = (
+        found[f"cross-entropy {name}"][0] for name in ("with its own bytes", "with the targets' bytes",
+                                                       "of the targets' bytes with it")
+    )  # fmt: skip
+    assert own == pytest.approx(-(counts / 15 * np.log2(smoothed)).sum())
+    assert theirs == pytest.approx(-(counts / 15 * np.log2(profile.bytes)).sum())
+    assert back == pytest.approx(-(profile.bytes * np.log2(smoothed)).sum())
+    assert found["C(x) / C"] == pytest.approx(np.array(size) * inverse)
+    assert len(PRIOR) == len(FEATURES)
+
+
+def test_empty_and_long_texts():
+    profile = target_profile([b"to be or not to be"])
+    assert np.isfinite(text_features([b"", b"a", b"ab" * 40_000], profile)).all()
+    assert text_features([], profile).shape == (0, len(FEATURES))
+    long = CODE.encode()[:40_000]
+    symbols, sizes = parsed([long])
+    assert symbols.sum() * 0.7 < parsed([long[:16_000]])[0].sum() * 2.5 < symbols.sum() * 1.4
+    assert sizes[0] == pytest.approx(len(zlib.compress(long, 6, 31)), rel=0.3)
 
 
 def test_in_a_selection(tmp_path):

@@ -75,6 +75,23 @@ def gzip_sizes(prefix: bytes, texts: Sequence[bytes], *, level: int = 6) -> list
     return sizes
 
 
+def parsed(texts: Sequence[bytes], *, level: int = 6) -> tuple[Array, Array]:
+    """What each text's deflate stream consists of, by itself: (N, 316) int64 counts of the 286 literals and lengths
+    (without the end of the block) and the 30 distances, and (N,) int64 lengths as `gzip_sizes` gives them.
+
+    Of a text of more than LONGEST bytes the first LONGEST are parsed, and counts and lengths grown to the whole.
+    """
+    cut = [text[:LONGEST] for text in texts]
+    starts = np.concatenate([[0], np.cumsum([len(text) for text in cut])]).astype(np.int64)
+    joined = np.frombuffer(b"".join(cut) or b"\0", dtype=np.uint8)
+    symbols, sizes = _parsed(joined, starts, np.array(_SETTINGS[level], dtype=np.int64))
+    for at, text in enumerate(texts):
+        if len(text) > LONGEST:
+            symbols[at] = symbols[at] * len(text) // LONGEST
+            sizes[at] = sizes[at] * len(text) // LONGEST
+    return symbols, sizes + HEADER_AND_TRAILER
+
+
 def prepared(texts: Sequence[bytes]) -> Texts:
     """`Texts` of these byte strings, each of LONGEST bytes at most."""
     starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
@@ -112,7 +129,39 @@ _STATIC_LITERALS = np.array([8] * 144 + [9] * 112 + [7] * 24 + [8] * 8, dtype=np
 _STATIC_DISTANCES = np.full(30, 5, dtype=np.int64)
 _CODE_LENGTH_EXTRA = np.array([0] * 16 + [2, 3, 7], dtype=np.int64)
 _CODE_LENGTH_ORDER = np.array([16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15], dtype=np.int64)
-_NONE = np.zeros(0, dtype=np.int64)
+_HEAVIEST = 1 << 62
+
+
+def _costs(extra: Array, extra_from: int, static: Array) -> Array:
+    """(2, _NODES + 1): each symbol's extra bits, and its bits with the static code; zeros for what is no symbol."""
+    found = np.zeros((2, _NODES + 1), dtype=np.int64)
+    found[:, extra_from : extra_from + len(extra)] = extra
+    found[1, : len(static)] += static
+    return found
+
+
+def _runs() -> Array:
+    """(2, 321, 4): of a run of zeros, or of another code length, by its size: how many symbols 16, 17, 18, and of the
+    length itself (RFC 1951, section 3.2.7, as zlib cuts long runs)."""
+    found = np.zeros((2, 321, 4), dtype=np.int64)
+    for size in range(1, 321):
+        whole, rest = divmod(size, 138)
+        found[0, size, 2] = whole + int(rest > 10)
+        found[0, size, 1] = int(3 <= rest <= 10)
+        found[0, size, 3] = rest if rest < 3 else 0
+        if size < 4:
+            found[1, size, 3] = size
+            continue
+        whole, rest = divmod(max(size - 7, 0), 6)
+        found[1, size] = 1 + whole + int(rest >= 3), 0, 0, 1 + (rest if rest < 3 else 0)
+    packed = found[..., 3] | (found[..., 0] << 8) | (found[..., 1] << 24) | (found[..., 2] << 40)
+    return np.pad(packed, ((0, 0), (0, 512 - packed.shape[1]))).ravel()
+
+
+_LITERAL_COSTS = _costs(_LENGTH_EXTRA, 257, _STATIC_LITERALS)
+_DISTANCE_COSTS = _costs(_DISTANCE_EXTRA, 0, _STATIC_DISTANCES)
+_CODE_LENGTH_COSTS = _costs(_CODE_LENGTH_EXTRA, 0, np.zeros(0, dtype=np.int64))
+_RUNS = _runs()
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -167,7 +216,7 @@ def _sizes(prefix: Any, known: int, joined: Any, starts: Any, before: Any, packe
     state[2] = 2
     _match_prefix(window, known, known, True, state, head, previous, counts, settings, undo)
     own_counts, own_state = np.zeros_like(counts), np.zeros_like(state)
-    work = np.zeros((4, _NODES + 1), np.int64)
+    work, lengths = np.zeros((4, 1024), np.int64), np.zeros((3, _LITERALS + 2), np.int64)
     sizes = np.zeros(len(starts) - 1, np.int64)
     for text in range(len(starts) - 1):
         first, length = starts[text], starts[text + 1] - starts[text]
@@ -185,8 +234,75 @@ def _sizes(prefix: Any, known: int, joined: Any, starts: Any, before: Any, packe
         )  # fmt: skip
         for at in range(inserted - 1, -1, -1):
             head[undo[at, 0]] = undo[at, 1]
-        sizes[text] = _block_size(own_counts[:_LITERALS], own_counts[_LITERALS:], known + length, work)
+        sizes[text] = _block_size(own_counts[:_LITERALS], own_counts[_LITERALS:], known + length, work, lengths)
     return sizes
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _parsed(joined: Any, starts: Any, settings: Any) -> Any:
+    """Symbols and deflate stream lengths of texts by themselves: `_match_prefix` without what is not known yet.
+
+    Positions count from the beginning of ``joined``, so that what an earlier text left in the tables is recognised.
+    """
+    good, lazy, nice, chain = settings[0], settings[1], settings[2], settings[3]
+    head, previous = np.full(1 << 15, -1, np.int32), np.zeros(len(joined), np.int32)
+    symbols = np.zeros((len(starts) - 1, _LITERALS + _DISTANCES), np.int64)
+    counts, sizes = np.zeros(_LITERALS + _DISTANCES, np.int64), np.zeros(len(starts) - 1, np.int64)
+    work, lengths = np.zeros((4, 1024), np.int64), np.zeros((3, _LITERALS + 2), np.int64)
+    for text in range(len(starts) - 1):
+        base, end = starts[text], starts[text + 1]
+        own = symbols[text]
+        at, waiting, length, start = base, 0, 2, base
+        while at < end:
+            last_length, last_start = length, start
+            length = 2
+            if at <= end - 3:
+                key = _key(joined, at)
+                found = int(head[key])
+                previous[at] = found
+                head[key] = at
+                if found > base and last_length < lazy:  # the very first byte is never matched
+                    best, ahead = last_length, end - at
+                    tries = chain >> 2 if last_length >= good else chain
+                    enough, limit = min(nice, ahead), min(258, ahead)
+                    while best < ahead:
+                        if (
+                            joined[found + best] == joined[at + best]
+                            and joined[found + best - 1] == joined[at + best - 1]
+                        ):
+                            same = 0
+                            while same < limit and joined[found + same] == joined[at + same]:
+                                same += 1
+                            if same > best:
+                                start, best = found, same
+                                if same >= enough:
+                                    break
+                        found = int(previous[found])
+                        tries -= 1
+                        if found <= base or tries == 0:
+                            break
+                    length = min(best, ahead)
+                    if length == 3 and at - start > FARTHEST_OF_THREE:
+                        length = 2
+            if last_length >= 3 and length <= last_length:
+                own[_LENGTH_SYMBOL[last_length - 3]] += 1
+                own[_LITERALS + _DISTANCE_SYMBOL[at - 1 - last_start - 1]] += 1
+                for inside in range(at + 1, min(at + last_length - 2, end - 3) + 1):
+                    key = _key(joined, inside)
+                    previous[inside] = head[key]
+                    head[key] = inside
+                at += last_length - 2
+                waiting, length = 0, 2
+            elif waiting:
+                own[joined[at - 1]] += 1
+            else:
+                waiting = 1
+            at += 1
+        if waiting:
+            own[joined[end - 1]] += 1
+        counts[:] = own
+        sizes[text] = _block_size(counts[:_LITERALS], counts[_LITERALS:], end - base, work, lengths)
+    return symbols, sizes
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
@@ -355,23 +471,21 @@ def _match_text(
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _block_size(literals: Any, distances: Any, stored: int, work: Any) -> int:
+def _block_size(literals: Any, distances: Any, stored: int, work: Any, lengths: Any) -> int:
     """Bytes of one last block with these symbols: fixed codes, codes of its own, or stored, as zlib chooses.
 
-    work: (4, _NODES + 1) int64 of any content.
+    work: (4, _NODES + 1), lengths: (3, _LITERALS + 1) int64 of any content.
     """
     literals[256] = 1
-    literal_lengths, distance_lengths = np.zeros(_LITERALS + 1, np.int64), np.zeros(_DISTANCES + 1, np.int64)
-    last_literal, own, fixed = _code(literals, 15, _LENGTH_EXTRA, 257, _STATIC_LITERALS, literal_lengths, work)
-    last_distance, more_own, more_fixed = _code(
-        distances, 15, _DISTANCE_EXTRA, 0, _STATIC_DISTANCES, distance_lengths, work
-    )
-    counts, lengths = np.zeros(_CODE_LENGTHS, np.int64), np.zeros(_CODE_LENGTHS + 1, np.int64)
-    _count_lengths(literal_lengths, last_literal, counts)
-    _count_lengths(distance_lengths, last_distance, counts)
-    _, lengths_own, _ = _code(counts, 7, _CODE_LENGTH_EXTRA, 0, _NONE, lengths, work)
+    counts = np.zeros(_CODE_LENGTHS, np.int64)
+    last, own, fixed = _code(literals, 15, _LITERAL_COSTS, lengths[0], work)
+    _count_lengths(lengths[0], last, counts)
+    last, more_own, more_fixed = _code(distances, 15, _DISTANCE_COSTS, lengths[1], work)
+    _count_lengths(lengths[1], last, counts)
+    lengths[2, :_CODE_LENGTHS] = 0
+    _, lengths_own, _ = _code(counts, 7, _CODE_LENGTH_COSTS, lengths[2], work)
     last = 18
-    while last >= 3 and lengths[_CODE_LENGTH_ORDER[last]] == 0:
+    while last >= 3 and lengths[2, _CODE_LENGTH_ORDER[last]] == 0:
         last -= 1
     own_bytes = (own + more_own + lengths_own + 3 * (last + 1) + 14 + 3 + 7) >> 3
     fixed_bytes = (fixed + more_fixed + 3 + 7) >> 3
@@ -381,39 +495,32 @@ def _block_size(literals: Any, distances: Any, stored: int, work: Any) -> int:
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _count_lengths(lengths: Any, last: int, counts: Any) -> None:
-    """Symbols of the run-length code of code lengths (RFC 1951, section 3.2.7), as zlib's scan_tree counts them."""
-    before, following, count = -1, lengths[0], 0
-    most, least = (138, 3) if following == 0 else (7, 4)
+    """Symbols of the run-length code of code lengths (RFC 1951, section 3.2.7), as zlib's scan_tree counts them.
+
+    A run of the same length is looked up in _RUNS; where runs end cannot be predicted, so nothing branches on it.
+    """
+    lengths[last + 1] = -1
+    run, total = 0, 0
     for symbol in range(last + 1):
-        length = following
-        following = lengths[symbol + 1] if symbol < last else 0xFFFF
-        count += 1
-        if count < most and length == following:
-            continue
-        if count < least:
-            counts[length] += count
-        elif length != 0:
-            if length != before:
-                counts[length] += 1
-            counts[16] += 1
-        elif count <= 10:
-            counts[17] += 1
-        else:
-            counts[18] += 1
-        count, before = 0, length
-        if following == 0:
-            most, least = 138, 3
-        elif length == following:
-            most, least = 6, 3
-        else:
-            most, least = 7, 4
+        length = lengths[symbol]
+        run += 1
+        ends = int(length != lengths[symbol + 1])
+        kind = int(length != 0)
+        found = ends * _RUNS[(kind << 9) + run]
+        total += found >> 8
+        counts[length & 15] += found & 0xFF
+        run *= 1 - ends
+    counts[16] += total & 0xFFFF
+    counts[17] += (total >> 16) & 0xFFFF
+    counts[18] += total >> 32
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _code(counts: Any, longest: int, extra: Any, extra_from: int, static: Any, lengths: Any, work: Any) -> Any:
+def _code(counts: Any, longest: int, costs: Any, lengths: Any, work: Any) -> Any:
     """zlib's build_tree and gen_bitlen: (highest symbol used, bits with own codes, bits with static codes).
 
-    Code lengths go to ``lengths``. Ties are broken as zlib breaks them: they change the lengths' own cost. Entries of
+    costs: (2, _NODES + 1) a symbol's extra bits, and its bits with the static code and the extra ones. Code lengths go
+    to ``lengths``. Ties are broken as zlib breaks them: they change the lengths' own cost. Entries of
     the heap are weight, depth and node in one number, so that they compare as zlib compares nodes.
     """
     heap, parent, weight, bits_of = work[0], work[1], work[2], work[3]
@@ -436,17 +543,17 @@ def _code(counts: Any, longest: int, extra: Any, extra_from: int, static: Any, l
         weight[symbol] = 1
         counts[symbol] = 1
         own -= 1
-        if len(static):
-            fixed -= static[symbol]
+        fixed -= costs[1, symbol] - costs[0, symbol]
+    heap[size + 1] = _HEAVIEST
     for at in range(size >> 1, 0, -1):
         _sift(heap, size, at)
     node, order = len(counts), _NODES
     while size >= 2:
         least = heap[1]
         value = heap[size]
+        heap[size] = _HEAVIEST
         size -= 1
-        heap[1] = value
-        _sift(heap, size, 1)
+        _sift_heavy(heap, size, value)
         second = heap[1]
         depth = max((least >> 12) & 0xFFF, (second >> 12) & 0xFFF) + 1
         total = (least >> 24) + (second >> 24)
@@ -458,70 +565,115 @@ def _code(counts: Any, longest: int, extra: Any, extra_from: int, static: Any, l
         heap[1] = (total << 24) | (depth << 12) | node
         node += 1
         _sift(heap, size, 1)
-    of_length = np.zeros(16, np.int64)
-    overflow = 0
+    deepest = 0
     bits_of[node - 1] = 0
     for at in range(order + 1, _NODES + 1):
-        member = heap[at]
-        bits = bits_of[parent[member]] + 1
-        if bits > longest:
-            bits = longest
-            overflow += 1
+        member = heap[at] & 1023
+        bits = bits_of[parent[member] & 1023] + 1
         bits_of[member] = bits
-        if member > last:
-            continue
-        of_length[bits] += 1
-        more = extra[member - extra_from] if member >= extra_from else 0
-        own += weight[member] * (bits + more)
-        if len(static):
-            fixed += weight[member] * (static[member] + more)
-    if overflow > 0:
-        while overflow > 0:
-            bits = longest - 1
-            while of_length[bits] == 0:
-                bits -= 1
-            of_length[bits] -= 1
-            of_length[bits + 1] += 2
-            of_length[longest] -= 1
-            overflow -= 2
-        at = _NODES
-        for bits in range(longest, 0, -1):
-            left = of_length[bits]
-            while left != 0:
-                member = heap[at]
-                at -= 1
-                if member > last:
-                    continue
-                if bits_of[member] != bits:
-                    own += (bits - bits_of[member]) * weight[member]
-                    bits_of[member] = bits
-                left -= 1
+        deepest = max(deepest, bits)
+        counted = weight[member] * int(member <= last)
+        own += counted * (bits + costs[0, member])
+        fixed += counted * costs[1, member]
+    if deepest > longest:
+        own += _shortened(heap, parent, weight, bits_of, order, last, node, longest)
     for symbol in range(last + 1):
         lengths[symbol] = bits_of[symbol] * int(counts[symbol] != 0)
     return last, own, fixed
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
+def _shortened(
+    heap: Any, parent: Any, weight: Any, bits_of: Any, order: int, last: int, root: int, longest: int
+) -> int:
+    """Bring codes of more than ``longest`` bits down to it as gen_bitlen does; returns the bits that this adds."""
+    of_length = np.zeros(16, np.int64)
+    overflow, more = 0, 0
+    bits_of[root - 1] = 0
+    for at in range(order + 1, _NODES + 1):
+        member = heap[at]
+        bits = bits_of[parent[member]] + 1
+        if member <= last:
+            more -= bits_of[member] * weight[member]
+        if bits > longest:
+            bits = longest
+            overflow += 1
+        bits_of[member] = bits
+        if member <= last:
+            more += bits * weight[member]
+            of_length[bits] += 1
+    while overflow > 0:
+        bits = longest - 1
+        while of_length[bits] == 0:
+            bits -= 1
+        of_length[bits] -= 1
+        of_length[bits + 1] += 2
+        of_length[longest] -= 1
+        overflow -= 2
+    at = _NODES
+    for bits in range(longest, 0, -1):
+        left = of_length[bits]
+        while left != 0:
+            member = heap[at]
+            at -= 1
+            if member > last:
+                continue
+            if bits_of[member] != bits:
+                more += (bits - bits_of[member]) * weight[member]
+                bits_of[member] = bits
+            left -= 1
+    return more
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def _sift(heap: Any, size: int, at: int) -> None:
-    """Restore the heap (lightest first, then shallowest) from position ``at`` down.
+    """Restore the heap (lightest first, then shallowest) from position ``at`` down; heap[size + 1] is the heaviest.
 
     Positions are masked: it changes none, and tells the compiler that none is negative.
     """
     value = heap[at & 1023]
-    mine = value >> 12
     below = 2 * at
-    while below < size:
+    while below <= size:
         left, right = heap[below & 1023], heap[(below + 1) & 1023]
         # Added, not branched on: which child is lighter cannot be predicted.
-        other = int((right >> 12) <= (left >> 12))
+        other = int(right <= (left | 0xFFF))
         child = right if other else left
-        if mine <= (child >> 12):
-            heap[at & 1023] = value
-            return
+        if value <= (child | 0xFFF):
+            break
         heap[at & 1023] = child
         at = below + other
         below = 2 * at
-    if below == size and mine > (heap[below & 1023] >> 12):
-        heap[at & 1023] = heap[below & 1023]
-        at = below
+    heap[at & 1023] = value
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _sift_heavy(heap: Any, size: int, value: int) -> None:
+    """`_sift` of ``value`` from the top, for one that most often goes far: down first, two levels at once, then up."""
+    at, below = 1, 2
+    while 2 * below + 2 <= size:
+        left, right = heap[below & 1023], heap[(below + 1) & 1023]
+        first, second = heap[(2 * below) & 1023], heap[(2 * below + 1) & 1023]
+        third, fourth = heap[(2 * below + 2) & 1023], heap[(2 * below + 3) & 1023]
+        # Added, not branched on: which child is lighter cannot be predicted.
+        other = int(right <= (left | 0xFFF))
+        of_left, of_right = int(second <= (first | 0xFFF)), int(fourth <= (third | 0xFFF))
+        under_left = second if of_left else first
+        under_right = fourth if of_right else third
+        heap[at & 1023] = right if other else left
+        at = below + other
+        heap[at & 1023] = under_right if other else under_left
+        at = 2 * at + (of_right if other else of_left)
+        below = 2 * at
+    while below <= size:
+        left, right = heap[below & 1023], heap[(below + 1) & 1023]
+        other = int(right <= (left | 0xFFF))
+        heap[at & 1023] = right if other else left
+        at = below + other
+        below = 2 * at
+    while at > 1:
+        above = heap[(at >> 1) & 1023]
+        if value > (above | 0xFFF):
+            break
+        heap[at & 1023] = above
+        at >>= 1
     heap[at & 1023] = value

@@ -1,17 +1,21 @@
-"""ZIP-FIT's scores estimated from shared pieces of text, calibrated on documents that are scored exactly.
+"""ZIP-FIT's scores estimated from what two texts' compressed streams have in common, without compressing them together.
 
 This project's own (choice), for pools on which the exact scores of `zipfit` would take too long; what it approximates
-is arXiv 2410.18194. Broder's resemblance by shingles (1997) is the idea behind the features.
-Left out: other compressors' scores (calibration would do for them too).
+is arXiv 2410.18194. Broder's resemblance by shingles (1997) is the idea behind the first features.
+Left out: an estimate of the nearest target (`zipfit` has it).
 Checked in tests/select/test_fast_zipfit.py; its agreement and speed are measured by benchmarks/data_selection.py, and
 every call says its own agreement.
 
-Where x + t compresses to C(x) + C(t) - s(x, t), the score is the mean over targets of s(x, t) / max(C(x), C(t)). The
-saving s grows with the n-grams of x that t has too, and with how alike their bytes are distributed. So the features
-of a document are: for n in SHINGLES the sum, over its distinct n-grams, of the number of targets that have it, and the
-number of these n-grams; entropies and cross-entropies of its bytes and the targets'. C(x) and the score are ridge
-regressions on these, fitted to CALIBRATION documents with exact scores; the agreement is that of predictions for
-documents left out of the fit.
+The score is the mean over targets of s(x, t) / max(C(x), C(t)), where s = C(x) + C(t) - C(x + t) is what compressing x
+and t together saves. It grows with the runs of bytes that x and t share, and falls with how unlike the symbols are
+that their streams consist of, since one Huffman code has to serve both:
+
+    unlikeness(x, t) = F(n_x + n_t) - F(n_x) - F(n_t),     F(n) = N log2 N - sum_s n_s log2 n_s,   N = sum_s n_s
+
+with n the counts of literals and match lengths (and of distances) that x and t are parsed into on their own. FEATURES
+lists what a document is described by. A linear model in them (PRIOR), fitted once to pools of nine kinds, is corrected
+on CALIBRATION documents of the pool, which are scored exactly: its slope, and a ridge regression of what it leaves. The
+agreement is that of predictions for calibration documents left out of the correction.
 
 Needs the extra ``select`` (Numba).
 """
@@ -26,69 +30,98 @@ import numpy as np
 from numba import njit
 
 from ontarget.errors import DataError, SettingError
+from ontarget.select.deflate_sizes import parsed
 from ontarget.select.zipfit import Targets, compress_targets, encoded, zipfit_pairs
 from ontarget.values import Array
 
-SHINGLES = (4, 6, 10)  # bytes (choice)
-BUCKETS_LOG2 = 16  # of the hashed n-grams
-CALIBRATION = 40  # documents that are scored exactly (choice)
+SHINGLE = 6  # bytes (choice)
+BUCKETS_LOG2 = 16  # of the hashed shingles
+CALIBRATION = 20  # documents that are scored exactly (choice)
 FOLDS = 4  # of them, for the agreement
 UNSEEN = 0.05  # added to counts of bytes, of which some do not occur (choice)
-RIDGE = 1.0  # penalty on standardised features (choice)
+RIDGE = 30.0  # penalty of the correction, on standardised features (choice)
 FEWEST = 20  # documents to calibrate on, at least
+LITERALS = 286  # symbols of literals and lengths; those of distances follow
+
+# "a / C" is a times the mean over targets of 1 / max(C(x), C(t)).
+FEATURES = (
+    "shared shingles / C",  # sum over the document's distinct shingles of the number of targets that have them
+    "log of 1 + shared shingles",
+    "distinct shingles / C",
+    "unlikeness of literals and lengths / C",  # mean over targets, each over its own max(C(x), C(t)); bits
+    "unlikeness of distances / C",
+    "matches / C",  # in the document's own stream
+    "literals / C",
+    "other bits / C",  # of the document's own stream: extra bits, the code itself, rounding
+    "different symbols / C",
+    "C(x) / C",
+    "1 / C",
+    "cross-entropy with its own bytes",  # smoothed by UNSEEN; bits
+    "cross-entropy with the targets' bytes",
+    "cross-entropy of the targets' bytes with it",
+    "bytes / C",
+    "log of bytes",
+    "1 / C(x)",
+    "matches per literal",
+)
+# Made by benchmarks/fast_zipfit_prior.py on development pools; in the order of FEATURES.
+PRIOR = (
+    0.016691,
+    0.0063368,
+    -0.01967,
+    -0.13974,
+    -0.0091128,
+    -0.17426,
+    -0.0055168,
+    0.029196,
+    0.042667,
+    -0.008216,
+    34.031,
+    0.0063609,
+    0.0018557,
+    0.0012119,
+    0.0081714,
+    -0.024713,
+    -7.4702,
+    0.0058221,
+)
 
 
 @dataclass(frozen=True)
 class FastScores:
-    """scores: (N,) float64 estimates. agreement: Spearman with exact scores, on documents left out of the fit."""
+    """scores: (N,) float64 estimates. agreement: Spearman with exact ones, on documents left out of the correction."""
 
     scores: Array
     agreement: float
 
 
 @dataclass(frozen=True)
-class FastZipfit:
-    """A calibrated estimator; call it with texts. tables: (S, 2**BUCKETS_LOG2) uint8, how many targets have an n-gram.
+class Profile:
+    """What is known of the targets. table: (2**BUCKETS_LOG2,) uint8, how many of them have a shingle.
 
-    bytes_of_targets: (256,) shares. sizes: (T,) compressed lengths. size_model, score_model: ridge regressions.
+    bytes: (256,) shares. symbols: (T, 316) int64, as `parsed` gives them. sizes: (T,) int64 C.
     """
 
-    tables: Array
-    bytes_of_targets: Array
+    table: Array
+    bytes: Array
+    symbols: Array
     sizes: Array
-    size_model: Ridge
-    score_model: Ridge
-    agreement: float
-
-    def __call__(self, texts: Sequence[str]) -> Array:
-        features, inverse = self._features(texts)
-        return self.score_model.predict(_of_score(features, inverse))
-
-    def _features(self, texts: Sequence[str]) -> tuple[Array, Array]:
-        features = text_features([encoded(text) for text in texts], self.tables, self.bytes_of_targets)
-        return features, _inverse_size(self.size_model.predict(features), self.sizes)
 
 
 @dataclass(frozen=True)
-class Ridge:
-    """y = (x - mean) / spread @ weight + middle."""
+class FastZipfit:
+    """A calibrated estimator; call it with texts. mean, spread, weight: (D,) of the correction; slope: of PRIOR."""
 
+    profile: Profile
     mean: Array
     spread: Array
     weight: Array
+    slope: float
     middle: float
+    agreement: float
 
-    @classmethod
-    def fit(cls, features: Array, values: Array) -> Ridge:
-        mean, spread = features.mean(axis=0), features.std(axis=0)
-        spread = np.where(spread > 1e-12, spread, 1.0)
-        design, middle = (features - mean) / spread, float(values.mean())
-        gram = design.T @ design + RIDGE * np.eye(design.shape[1])
-        return cls(mean, spread, np.linalg.solve(gram, design.T @ (values - middle)), middle)
-
-    def predict(self, features: Array) -> Array:
-        found: Array = (features - self.mean) / self.spread @ self.weight + self.middle
-        return found
+    def __call__(self, texts: Sequence[str]) -> Array:
+        return _predicted(self, text_features([encoded(text) for text in texts], self.profile))
 
 
 def fast_zipfit(
@@ -102,8 +135,9 @@ def fast_zipfit(
 ) -> FastScores:
     """Estimates of ``zipfit(documents, targets)`` and their agreement with it.
 
-    documents, targets, compressor, level: as for `zipfit`. calibration: documents that are scored exactly, drawn by
-    seed. Raises DataError: fewer than FEWEST documents with text (score them exactly); as `zipfit`.
+    documents, targets, compressor, level: as for `zipfit`; PRIOR was made for gzip, so lz4 wants a larger calibration.
+    calibration: documents that are scored exactly, drawn by seed.
+    Raises DataError: fewer than FEWEST documents with text (score them exactly); as `zipfit`.
     """
     if calibration < FEWEST:
         raise SettingError(f"calibration is {calibration}.", allowed=f"{FEWEST} or more", option="calibration")
@@ -124,136 +158,182 @@ def calibrate(documents: Sequence[str], targets: Targets) -> FastZipfit:
             allowed=f"{FEWEST} or more with text",
             next_step="score them exactly (--mode exact)",
         )
-    tables, bytes_of_targets = _tables(targets.texts)
+    profile = target_profile(targets.texts)
     exact = zipfit_pairs(documents, targets).mean(axis=1)
-    alone = compress_targets(documents, compressor=targets.compressor, level=targets.level).sizes.astype(np.float64)
-    features = text_features([encoded(text) for text in documents], tables, bytes_of_targets)
+    features = text_features([encoded(text) for text in documents], profile)
     held = np.empty(len(documents))
     folds = np.arange(len(documents)) % FOLDS
     for fold in range(FOLDS):
         inside, others = folds == fold, folds != fold
-        size_model, score_model = _fitted(features[others], alone[others], exact[others], targets.sizes)
-        inverse = _inverse_size(size_model.predict(features[inside]), targets.sizes)
-        held[inside] = score_model.predict(_of_score(features[inside], inverse))
+        held[inside] = _predicted(_corrected(profile, features[others], exact[others], 0.0), features[inside])
     agreement = float(spearmanr(held, exact).statistic) if np.ptp(exact) > 0 else 0.0
-    return FastZipfit(
-        tables, bytes_of_targets, targets.sizes, *_fitted(features, alone, exact, targets.sizes), agreement
-    )
+    return _corrected(profile, features, exact, agreement)
 
 
-def _fitted(features: Array, alone: Array, exact: Array, sizes: Array) -> tuple[Ridge, Ridge]:
-    size_model = Ridge.fit(features, alone)
-    inverse = _inverse_size(size_model.predict(features), sizes)
-    return size_model, Ridge.fit(_of_score(features, inverse), exact)
-
-
-def _inverse_size(own: Array, sizes: Array) -> Array:
-    """(N,) mean over targets of 1 / max(C(x), C(t))."""
-    found: Array = (1 / np.maximum(np.maximum(own, 20.0)[:, None], sizes[None, :])).mean(axis=1)
-    return found
-
-
-def _of_score(features: Array, inverse: Array) -> Array:
-    """What a score is linear in: savings over the size, and how alike the bytes are."""
-    counts, shapes = features[:, : 2 * len(SHINGLES) + 1], features[:, 2 * len(SHINGLES) + 1 :]
-    scaled = np.concatenate([counts, shapes, np.ones((len(features), 1))], axis=1) * inverse[:, None]
-    return np.concatenate([scaled, shapes, np.log1p(features[:, : len(SHINGLES)])], axis=1)
-
-
-def text_features(texts: Sequence[bytes], tables: Array, bytes_of_targets: Array) -> Array:
-    """(N, 2 S + 6) float64: shared and distinct n-grams for each of SHINGLES, bytes; entropy of the bytes, and their
-    cross-entropies with the targets' both ways (bits); how many different ones there are; log of the size."""
-    joined = np.frombuffer(b"".join(texts) or b"\0", dtype=np.uint8)
-    starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
-    longest = int(np.diff(starts).max()) if len(texts) else 0
-    # Logarithms of all counts that can occur, so that none is taken for a single byte.
-    logs = np.log2(np.arange(longest + 1) + UNSEEN)
-    found: Array = _features(joined, starts, tables, bytes_of_targets, np.log2(bytes_of_targets), logs)
-    return found
-
-
-def _tables(texts: Sequence[bytes]) -> tuple[Array, Array]:
-    joined = np.frombuffer(b"".join(texts) or b"\0", dtype=np.uint8)
-    starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+def target_profile(texts: Sequence[bytes]) -> Profile:
+    """`Profile` of the targets."""
+    joined, starts = _joined(texts)
     counts = np.bincount(joined, minlength=256) + 0.5
-    return _counts_of_texts(joined, starts), counts / counts.sum()
+    return Profile(_counts_of_texts(joined, starts), counts / counts.sum(), *parsed(texts))
+
+
+def text_features(texts: Sequence[bytes], profile: Profile) -> Array:
+    """(N, D) float64, FEATURES of each text."""
+    joined, starts = _joined(texts)
+    symbols, sizes = parsed(texts)
+    longest = int(np.diff(starts).max()) if len(texts) else 0
+    highest = int(symbols.sum(axis=1).max(initial=0) + profile.symbols.sum(axis=1).max(initial=0)) + 1
+    numbers = np.arange(highest + 1)
+    found: Array = _features(
+        joined, starts, profile.table, profile.bytes, np.log2(profile.bytes), np.log2(np.arange(longest + 1) + UNSEEN),
+        symbols, sizes, profile.symbols, profile.sizes, numbers * np.log2(np.maximum(numbers, 1)),
+    )  # fmt: skip
+    return found
+
+
+def _corrected(profile: Profile, features: Array, exact: Array, agreement: float) -> FastZipfit:
+    """PRIOR's slope, and a ridge regression of the rest."""
+    mean, spread, middle = features.mean(axis=0), features.std(axis=0), float(exact.mean())
+    spread = np.where(spread > 1e-12, spread, 1.0)
+    prior = (features - mean) @ np.array(PRIOR)
+    slope = float(prior @ (exact - middle) / max(float(prior @ prior), 1e-300))
+    design = (features - mean) / spread
+    weight = np.linalg.solve(
+        design.T @ design + RIDGE * np.eye(design.shape[1]), design.T @ (exact - middle - slope * prior)
+    )
+    return FastZipfit(profile, mean, spread, weight, slope, middle, agreement)
+
+
+def _predicted(model: FastZipfit, features: Array) -> Array:
+    centred = features - model.mean
+    found: Array = model.middle + model.slope * (centred @ np.array(PRIOR)) + centred / model.spread @ model.weight
+    return found
+
+
+def _joined(texts: Sequence[bytes]) -> tuple[Array, Array]:
+    starts = np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.int64)
+    return np.frombuffer(b"".join(texts) or b"\0", dtype=np.uint8), starts
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _counts_of_texts(joined: Any, starts: Any) -> Any:
-    """(S, 2**BUCKETS_LOG2) how many texts, 255 at most, have an n-gram of each bucket."""
-    found = np.zeros((len(SHINGLES), 1 << BUCKETS_LOG2), np.uint8)
-    last = np.full((len(SHINGLES), 1 << BUCKETS_LOG2), -1, np.int32)
+    """(2**BUCKETS_LOG2,) how many texts, 255 at most, have a shingle of each bucket."""
+    found = np.zeros(1 << BUCKETS_LOG2, np.uint8)
+    last = np.full(1 << BUCKETS_LOG2, -1, np.int32)
     for text in range(len(starts) - 1):
-        value, before = np.uint64(0), np.uint64(0)
+        value = np.uint64(0)
         for at in range(starts[text], starts[text + 1]):
-            before = (before << np.uint64(8)) | (value >> np.uint64(56))
             value = (value << np.uint64(8)) | np.uint64(joined[at])
-            have = at - starts[text] + 1
-            for kind in range(len(SHINGLES)):
-                if have >= SHINGLES[kind]:
-                    bucket = _bucket(value, before, SHINGLES[kind])
-                    if last[kind, bucket] != text:
-                        last[kind, bucket] = text
-                        found[kind, bucket] = min(255, int(found[kind, bucket]) + 1)
+            if at - starts[text] + 1 >= SHINGLE:
+                bucket = _bucket(value)
+                if last[bucket] != text:
+                    last[bucket] = text
+                    found[bucket] = min(255, int(found[bucket]) + 1)
     return found
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _features(joined: Any, starts: Any, tables: Any, shares: Any, target_logs: Any, logs: Any) -> Any:
-    """See `text_features`."""
-    texts, kinds = len(starts) - 1, len(SHINGLES)
-    found = np.zeros((texts, 2 * kinds + 6))
-    seen = np.zeros((kinds, (1 << BUCKETS_LOG2) >> 6), np.uint64)
+def _features(
+    joined: Any, starts: Any, table: Any, shares: Any, target_logs: Any, logs: Any, symbols: Any, sizes: Any,
+    target_symbols: Any, target_sizes: Any, weighted_logs: Any,
+) -> Any:  # fmt: skip
+    """See FEATURES. logs: log2(n + UNSEEN), weighted_logs: n log2 n, for all n that occur."""
+    texts, targets = len(starts) - 1, len(target_sizes)
+    found = np.zeros((texts, 18))
+    seen = np.zeros((1 << BUCKETS_LOG2) >> 6, np.uint64)
     histogram = np.zeros(256, np.int64)
+    target_totals = np.zeros((targets, 2), np.int64)
+    for target in range(targets):
+        target_totals[target, 0] = target_symbols[target, :LITERALS].sum()
+        target_totals[target, 1] = target_symbols[target, LITERALS:].sum()
+    used = np.zeros(symbols.shape[1], np.int64)
     for text in range(texts):
         first, size = starts[text], starts[text + 1] - starts[text]
         seen[:] = 0
         histogram[:] = 0
-        value, before = np.uint64(0), np.uint64(0)
-        totals, distinct = np.zeros(kinds, np.int64), np.zeros(kinds, np.int64)
+        value = np.uint64(0)
+        shared, distinct = 0, 0
         for place in range(size):
             letter = joined[first + place]
             histogram[letter] += 1
-            before = (before << np.uint64(8)) | (value >> np.uint64(56))
             value = (value << np.uint64(8)) | np.uint64(letter)
-            for kind in range(kinds):
-                if place + 1 >= SHINGLES[kind]:
-                    bucket = _bucket(value, before, SHINGLES[kind])
-                    word, bit = bucket >> 6, np.uint64(1) << np.uint64(bucket & 63)
-                    fresh = int((seen[kind, word] & bit) == 0)  # multiplied, not branched on
-                    seen[kind, word] |= bit
-                    totals[kind] += fresh * int(tables[kind, bucket])
-                    distinct[kind] += fresh
-        total_log, cross, kinds_of_bytes = 0.0, 0.0, 0
-        reverse = 0.0
+            if place + 1 >= SHINGLE:
+                bucket = _bucket(value)
+                word, bit = bucket >> 6, np.uint64(1) << np.uint64(bucket & 63)
+                fresh = int((seen[word] & bit) == 0)  # multiplied, not branched on
+                seen[word] |= bit
+                shared += fresh * int(table[bucket])
+                distinct += fresh
+        total_log, cross, reverse = 0.0, 0.0, 0.0
         for letter in range(256):
             count = histogram[letter]
-            log = logs[count]
-            total_log += count * log
+            total_log += count * logs[count]
             cross += count * target_logs[letter]
-            reverse += shares[letter] * log
-            kinds_of_bytes += int(count > 0)
+            reverse += shares[letter] * logs[count]
         whole = max(size, 1)
         log_size = np.log2(whole + 256 * UNSEEN)
-        for kind in range(kinds):
-            found[text, kind], found[text, kinds + kind] = totals[kind], distinct[kind]
-        found[text, 2 * kinds] = size
-        found[text, 2 * kinds + 1] = log_size - total_log / whole
-        found[text, 2 * kinds + 2] = -cross / whole
-        found[text, 2 * kinds + 3] = log_size - reverse
-        found[text, 2 * kinds + 4] = kinds_of_bytes
-        found[text, 2 * kinds + 5] = np.log(whole)
+
+        # The symbols that the document has; others add nothing to an unlikeness.
+        kinds, literals, matches, distances = 0, 0, 0, 0
+        own_literals, own_distances = 0.0, 0.0
+        for symbol in range(LITERALS):
+            count = symbols[text, symbol]
+            used[kinds] = symbol
+            kinds += int(count > 0)
+            literals += count * int(symbol < 256)
+            matches += count * int(symbol > 256)
+            own_literals -= weighted_logs[count]
+        different = kinds
+        for symbol in range(LITERALS, symbols.shape[1]):
+            count = symbols[text, symbol]
+            used[kinds] = symbol
+            kinds += int(count > 0)
+            distances += count
+            own_distances -= weighted_logs[count]
+        own_literals += weighted_logs[literals + matches]
+        own_distances += weighted_logs[distances]
+        own_size = sizes[text]
+        inverse, unlike, unlike_distances = 0.0, 0.0, 0.0
+        for target in range(targets):
+            over = 1.0 / max(own_size, target_sizes[target])
+            inverse += over
+            change, change_distances = 0.0, 0.0  # of sum n log n, over the document's symbols
+            for at in range(different):
+                count = target_symbols[target, used[at]]
+                change += weighted_logs[count + symbols[text, used[at]]] - weighted_logs[count]
+            for at in range(different, kinds):
+                count = target_symbols[target, used[at]]
+                change_distances += weighted_logs[count + symbols[text, used[at]]] - weighted_logs[count]
+            joint = (
+                weighted_logs[literals + matches + target_totals[target, 0]] - weighted_logs[target_totals[target, 0]]
+            )
+            unlike += over * (joint - change - own_literals)
+            joint = weighted_logs[distances + target_totals[target, 1]] - weighted_logs[target_totals[target, 1]]
+            unlike_distances += over * (joint - change_distances - own_distances)
+        inverse /= targets
+        found[text, 0] = shared * inverse
+        found[text, 1] = np.log1p(shared)
+        found[text, 2] = distinct * inverse
+        found[text, 3] = unlike / targets
+        found[text, 4] = unlike_distances / targets
+        found[text, 5] = matches * inverse
+        found[text, 6] = literals * inverse
+        found[text, 7] = (8 * own_size - own_literals - own_distances) * inverse
+        found[text, 8] = different * inverse
+        found[text, 9] = own_size * inverse
+        found[text, 10] = inverse
+        found[text, 11] = log_size - total_log / whole
+        found[text, 12] = -cross / whole
+        found[text, 13] = log_size - reverse
+        found[text, 14] = size * inverse
+        found[text, 15] = np.log(whole)
+        found[text, 16] = 1.0 / own_size
+        found[text, 17] = matches / max(literals, 1)
     return found
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]
-def _bucket(value: Any, before: Any, size: int) -> int:
-    """A hash of the last ``size`` bytes, 16 at most, of which ``value`` holds the last eight."""
-    if size < 8:
-        value = value & ((np.uint64(1) << np.uint64(8 * size)) - np.uint64(1))
-    elif size > 8:
-        value = value ^ (
-            (before & ((np.uint64(1) << np.uint64(8 * (size - 8))) - np.uint64(1))) * np.uint64(0xD6E8FEB86659FD93)
-        )
+def _bucket(value: Any) -> int:
+    """A hash of the last SHINGLE bytes of the eight that ``value`` holds."""
+    value = value & ((np.uint64(1) << np.uint64(8 * SHINGLE)) - np.uint64(1))
     return int((value * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(64 - BUCKETS_LOG2))
