@@ -29,7 +29,14 @@ DATA = (
 )
 BUDGET = "the same ten networks, fine-tuned once, for every score"
 SCORES = ("osborn", "ms-leep", "e-leep", "sum of logme")
-ARMS = (*SCORES, "osborn, relative accuracy", "95% of the best", *(f"{score}, one width" for score in SCORES))
+ARMS = (
+    *SCORES,
+    "osborn, relative accuracy",
+    "95% of the best",
+    *(f"{score}, one width" for score in SCORES),
+    "osborn normalised",
+    "osborn normalised, one width",
+)
 PAIRS = (("osborn", "ms-leep"), ("osborn", "e-leep"), ("osborn", "sum of logme"),
          ("osborn, relative accuracy", "95% of the best"))  # fmt: skip
 SEEDS = 3
@@ -152,6 +159,7 @@ def run(seed: int, context: Context) -> dict[str, dict[str, Any]]:
         "ms-leep": [sum(leeps[name] for name in triple) for triple in triples],
         "e-leep": [leep(_mean_prediction([shares[name] for name in triple]), targets.numpy()) for triple in triples],
         "sum of logme": [sum(own[name] for name in triple) for triple in triples],
+        "osborn normalised": [-score(found, triple, normalised=True) for triple in triples],
     }
     results: dict[str, dict[str, Any]] = {
         arm: {MEASURE: float(weightedtau(values, truth_of).statistic)} for arm, values in scores.items()

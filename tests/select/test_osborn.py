@@ -95,6 +95,17 @@ def test_greedy_choice():
     assert best <= found.score <= best + 1.0
 
 
+def test_normalised_terms():
+    many, few = np.arange(8) % 4, np.arange(8) % 2
+    sources = [Terms("many", 3.0, np.log(4), many), Terms("few", 0.1, np.log(2), few)]
+    # Ranks 1 and 0; entropies over log 4 and log 2. few is known from many; many is one of two, given few.
+    assert score(sources, ["many"], normalised=True) == pytest.approx(2)
+    assert score(sources, ["few"], normalised=True) == pytest.approx(1)
+    assert score(sources, ["many", "few"], normalised=True) == pytest.approx(3 + np.log(2) / np.log(4))
+    assert score(sources, ["many", "few"]) == pytest.approx(3.1 + np.log(8) + np.log(2))
+    assert osborn(sources, size=1, normalised=True).chosen == ("few",)
+
+
 def test_errors():
     with pytest.raises(SettingError, match="size is 7"):
         osborn(pool(0), size=7)

@@ -65,10 +65,13 @@ class Ensemble:
     cohesion: Array
 
 
-def osborn(sources: Sequence[Terms], *, size: int = 3) -> Ensemble:
+def osborn(sources: Sequence[Terms], *, size: int = 3, normalised: bool = False) -> Ensemble:
     """The ensemble of ``size`` sources with the greedily best OSBORN score.
 
     sources: from `terms`, or with figures of your own. size: 1 to the number of sources (3 in the paper).
+    normalised: for sources of unlike widths or numbers of classes, whose terms are on different scales and favour few
+    classes (choice; the paper has nothing of the kind): W_D becomes its rank in the pool, 0 to 1, and entropies of a
+    source's labels are divided by the logarithm of how many it predicts.
     Ties go to the source that comes first. Raises SettingError: a size out of range, names that occur twice;
     DataError: predictions of different lengths.
     Source: arXiv 2309.02429, sections 3.3 and 3.4.
@@ -77,24 +80,23 @@ def osborn(sources: Sequence[Terms], *, size: int = 3) -> Ensemble:
         raise SettingError(f"size is {size}.", allowed=f"1 to {len(sources)}", option="size")
     if len({source.name for source in sources}) < len(sources):
         raise SettingError("Two sources have the same name.", option="sources")
-    cohesion = cohesions([source.predictions for source in sources])
+    own, cohesion = _costs(sources, normalised)
     chosen: list[int] = []
     gains: list[float] = []
     while len(chosen) < size:
         left = [at for at in range(len(sources)) if at not in chosen]
-        added = [-_cost(sources, cohesion, [*chosen, at]) + _cost(sources, cohesion, chosen) for at in left]
+        added = [-_cost(own, cohesion, [*chosen, at]) + _cost(own, cohesion, chosen) for at in left]
         best = int(np.argmax(np.round(added, 12)))
         chosen.append(left[best])
         gains.append(added[best])
     names = tuple(sources[at].name for at in chosen)
-    return Ensemble(names, _cost(sources, cohesion, chosen), tuple(gains), cohesion)
+    return Ensemble(names, _cost(own, cohesion, chosen), tuple(gains), cohesion)
 
 
-def score(sources: Sequence[Terms], names: Sequence[str]) -> float:
+def score(sources: Sequence[Terms], names: Sequence[str], *, normalised: bool = False) -> float:
     """OSBORN of the set ``names`` of the sources: lower is better."""
     places: Mapping[str, int] = {source.name: at for at, source in enumerate(sources)}
-    cohesion = cohesions([source.predictions for source in sources])
-    return _cost(sources, cohesion, [places[name] for name in names])
+    return _cost(*_costs(sources, normalised), [places[name] for name in names])
 
 
 def terms(
@@ -179,9 +181,21 @@ def _joint(rows: Array, columns: Array, masses: Array) -> Array:
     return flat.reshape(len(row_names), len(column_names))
 
 
-def _cost(sources: Sequence[Terms], cohesion: Array, members: Sequence[int]) -> float:
-    own = sum(sources[at].domain + sources[at].task for at in members)
-    return own + float(cohesion[np.ix_(members, members)].sum())
+def _costs(sources: Sequence[Terms], normalised: bool) -> tuple[Array, Array]:
+    """(M,) W_D + W_T of each source, and (M, M) cohesions."""
+    domain, task = (np.array([getattr(source, name) for source in sources]) for name in ("domain", "task"))
+    cohesion = cohesions([source.predictions for source in sources])
+    if normalised:
+        from scipy.stats import rankdata
+
+        labels = np.log([max(2, len(np.unique(source.predictions))) for source in sources])
+        domain = (rankdata(domain) - 1) / max(1, len(sources) - 1)
+        task, cohesion = task / labels, cohesion / labels[:, None]
+    return domain + task, cohesion
+
+
+def _cost(own: Array, cohesion: Array, members: Sequence[int]) -> float:
+    return float(own[list(members)].sum()) + float(cohesion[np.ix_(members, members)].sum())
 
 
 def _unit(features: Array, name: str) -> Array:
