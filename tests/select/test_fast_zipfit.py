@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 
 from ontarget.errors import DataError, SettingError
 from ontarget.select.deflate_sizes import parsed
-from ontarget.select.fast_zipfit import FEATURES, PRIOR, fast_zipfit, target_profile, text_features
+from ontarget.select.fast_zipfit import FEATURES, PARSE_LEVEL, PRIOR, fast_zipfit, target_profile, text_features
 from ontarget.select.select_data import select_data
 from ontarget.select.zipfit import zipfit
 
@@ -77,10 +77,10 @@ def test_features_by_definition():
     texts, targets = [b"abcabcdefabcdef", b"no"], [b"abcabcd", b"xbcabcd abcabcd"]
     profile = target_profile(targets)
     found = dict(zip(FEATURES, text_features(texts, profile).T, strict=True))
-    symbols, sizes = parsed(texts)
-    size = [len(zlib.compress(text, 6, 31)) for text in texts]
+    symbols, sizes = parsed(texts, level=PARSE_LEVEL)
+    size = [len(zlib.compress(text, PARSE_LEVEL, 31)) for text in texts]
     assert sizes.tolist() == size
-    over = 1 / np.maximum(np.array(size)[:, None], [len(zlib.compress(target, 6, 31)) for target in targets])
+    over = 1 / np.maximum(np.array(size)[:, None], [len(zlib.compress(target, PARSE_LEVEL, 31)) for target in targets])
     inverse = over.mean(axis=1)
     # Distinct 6-grams of the first text: abcabc bcabcd cabcde abcdef bcdefa cdefab defabc efabcd fabcde.
     assert found["distinct shingles / C"] == pytest.approx([9 * inverse[0], 0])
@@ -94,13 +94,11 @@ def test_features_by_definition():
     assert found["literals / C"] == pytest.approx([9 * inverse[0], 2 * inverse[1]])
     assert found["matches per literal"] == pytest.approx([1 / 9, 0])
     for name, part in (("literals and lengths", slice(0, 286)), ("distances", slice(286, 316))):
+        mean = parsed(targets, level=PARSE_LEVEL)[0].mean(axis=0)[part]
         expected = [
-            np.mean([
-                over[row, at] * (bits(own[part] + theirs[part]) - bits(own[part]) - bits(theirs[part]))
-                for at, theirs in enumerate(profile.symbols)
-            ])
-            for row, own in enumerate(symbols)
-        ]  # fmt: skip
+            over * (bits(own[part] + mean) - bits(own[part]) - bits(mean))
+            for over, own in zip(inverse, symbols, strict=True)
+        ]
         assert found[f"unlikeness of {name} / C"] == pytest.approx(expected, abs=1e-12)
     counts = np.zeros(256)
     np.add.at(counts, list(texts[0]), 1)

@@ -10,12 +10,13 @@ The score is the mean over targets of s(x, t) / max(C(x), C(t)), where s = C(x) 
 and t together saves. It grows with the runs of bytes that x and t share, and falls with how unlike the symbols are
 that their streams consist of, since one Huffman code has to serve both:
 
-    unlikeness(x, t) = F(n_x + n_t) - F(n_x) - F(n_t),     F(n) = N log2 N - sum_s n_s log2 n_s,   N = sum_s n_s
+    unlikeness = F(n_x + n) - F(n_x) - F(n),     F(n) = N log2 N - sum_s n_s log2 n_s,   N = sum_s n_s
 
-with n the counts of literals and match lengths (and of distances) that x and t are parsed into on their own. FEATURES
-lists what a document is described by. A linear model in them (PRIOR), fitted once to pools of nine kinds, is corrected
-on CALIBRATION documents of the pool, which are scored exactly: its slope, and a ridge regression of what it leaves. The
-agreement is that of predictions for calibration documents left out of the correction.
+with n_x the counts of literals and match lengths (and of distances) that x is parsed into on its own, and n the mean of
+the targets' counts (it foretells the scores better than the mean of their own unlikenesses does, and costs less).
+FEATURES lists what a document is described by. A linear model in them (PRIOR), fitted once to pools of four kinds, is
+corrected on CALIBRATION documents of the pool, which are scored exactly: its slope, and a ridge regression of what it
+leaves. The agreement is that of predictions for calibration documents left out of the correction.
 
 Needs the extra ``select`` (Numba).
 """
@@ -35,7 +36,8 @@ from ontarget.select.zipfit import Targets, compress_targets, encoded, zipfit_pa
 from ontarget.values import Array
 
 SHINGLE = 6  # bytes (choice)
-BUCKETS_LOG2 = 16  # of the hashed shingles
+BUCKETS_LOG2 = 18  # of the hashed shingles
+PARSE_LEVEL = 4  # of gzip, for the counts: a tenth faster than level 6, and they hardly differ (choice)
 CALIBRATION = 20  # documents that are scored exactly (choice)
 FOLDS = 4  # of them, for the agreement
 UNSEEN = 0.05  # added to counts of bytes, of which some do not occur (choice)
@@ -48,7 +50,7 @@ FEATURES = (
     "shared shingles / C",  # sum over the document's distinct shingles of the number of targets that have them
     "log of 1 + shared shingles",
     "distinct shingles / C",
-    "unlikeness of literals and lengths / C",  # mean over targets, each over its own max(C(x), C(t)); bits
+    "unlikeness of literals and lengths / C",  # bits
     "unlikeness of distances / C",
     "matches / C",  # in the document's own stream
     "literals / C",
@@ -66,24 +68,24 @@ FEATURES = (
 )
 # Made by benchmarks/fast_zipfit_prior.py on development pools; in the order of FEATURES.
 PRIOR = (
-    0.016691,
-    0.0063368,
-    -0.01967,
-    -0.13974,
-    -0.0091128,
-    -0.17426,
-    -0.0055168,
-    0.029196,
-    0.042667,
-    -0.008216,
-    34.031,
-    0.0063609,
-    0.0018557,
-    0.0012119,
-    0.0081714,
-    -0.024713,
-    -7.4702,
-    0.0058221,
+    0.016851,
+    0.0039247,
+    -0.017227,
+    -0.1418,
+    -0.037887,
+    -0.17217,
+    0.0043575,
+    0.0345,
+    -0.013049,
+    -0.023641,
+    34.169,
+    0.0019908,
+    0.0038693,
+    0.00011595,
+    0.0070644,
+    -0.022903,
+    -6.8562,
+    0.0072155,
 )
 
 
@@ -99,7 +101,7 @@ class FastScores:
 class Profile:
     """What is known of the targets. table: (2**BUCKETS_LOG2,) uint8, how many of them have a shingle.
 
-    bytes: (256,) shares. symbols: (T, 316) int64, as `parsed` gives them. sizes: (T,) int64 C.
+    bytes: (256,) shares. symbols: (316,) float64, mean counts as `parsed` gives them. sizes: (T,) int64 C.
     """
 
     table: Array
@@ -174,19 +176,21 @@ def target_profile(texts: Sequence[bytes]) -> Profile:
     """`Profile` of the targets."""
     joined, starts = _joined(texts)
     counts = np.bincount(joined, minlength=256) + 0.5
-    return Profile(_counts_of_texts(joined, starts), counts / counts.sum(), *parsed(texts))
+    symbols, sizes = parsed(texts, level=PARSE_LEVEL)
+    return Profile(_counts_of_texts(joined, starts), counts / counts.sum(), symbols.mean(axis=0), sizes)
 
 
 def text_features(texts: Sequence[bytes], profile: Profile) -> Array:
     """(N, D) float64, FEATURES of each text."""
     joined, starts = _joined(texts)
-    symbols, sizes = parsed(texts)
+    symbols, sizes = parsed(texts, level=PARSE_LEVEL)
     longest = int(np.diff(starts).max()) if len(texts) else 0
-    highest = int(symbols.sum(axis=1).max(initial=0) + profile.symbols.sum(axis=1).max(initial=0)) + 1
-    numbers = np.arange(highest + 1)
+    numbers = np.arange(int(symbols.sum(axis=1).max(initial=0)) + 1)
+    totals = np.array([profile.symbols[:LITERALS].sum(), profile.symbols[LITERALS:].sum()])
     found: Array = _features(
         joined, starts, profile.table, profile.bytes, np.log2(profile.bytes), np.log2(np.arange(longest + 1) + UNSEEN),
-        symbols, sizes, profile.symbols, profile.sizes, numbers * np.log2(np.maximum(numbers, 1)),
+        symbols, sizes, profile.symbols, _weighted(profile.symbols), totals, _weighted(totals), profile.sizes,
+        _weighted(numbers),
     )  # fmt: skip
     return found
 
@@ -207,6 +211,12 @@ def _corrected(profile: Profile, features: Array, exact: Array, agreement: float
 def _predicted(model: FastZipfit, features: Array) -> Array:
     centred = features - model.mean
     found: Array = model.middle + model.slope * (centred @ np.array(PRIOR)) + centred / model.spread @ model.weight
+    return found
+
+
+def _weighted(counts: Array) -> Array:
+    """n log2 n, 0 for 0."""
+    found: Array = counts * np.log2(np.where(counts > 0, counts, 1))
     return found
 
 
@@ -235,18 +245,16 @@ def _counts_of_texts(joined: Any, starts: Any) -> Any:
 @njit(cache=True)  # type: ignore[untyped-decorator]
 def _features(
     joined: Any, starts: Any, table: Any, shares: Any, target_logs: Any, logs: Any, symbols: Any, sizes: Any,
-    target_symbols: Any, target_sizes: Any, weighted_logs: Any,
+    target_symbols: Any, target_weighted: Any, target_totals: Any, target_totals_weighted: Any, target_sizes: Any,
+    weighted_logs: Any,
 ) -> Any:  # fmt: skip
-    """See FEATURES. logs: log2(n + UNSEEN), weighted_logs: n log2 n, for all n that occur."""
+    """See FEATURES. logs: log2(n + UNSEEN), weighted_logs: n log2 n, for all n that occur. target_weighted,
+    target_totals_weighted: n log2 n of the targets' mean counts and of their sums."""
     texts, targets = len(starts) - 1, len(target_sizes)
     found = np.zeros((texts, 18))
-    seen = np.zeros((1 << BUCKETS_LOG2) >> 6, np.uint64)
+    seen = np.zeros(1 << 10, np.uint64)  # bits by a part of the hash: a small table stays in the nearest cache
     histogram = np.zeros(256, np.int64)
-    target_totals = np.zeros((targets, 2), np.int64)
-    for target in range(targets):
-        target_totals[target, 0] = target_symbols[target, :LITERALS].sum()
-        target_totals[target, 1] = target_symbols[target, LITERALS:].sum()
-    used = np.zeros(symbols.shape[1], np.int64)
+    used, counts = np.zeros(symbols.shape[1], np.int64), np.zeros(symbols.shape[1], np.int64)
     for text in range(texts):
         first, size = starts[text], starts[text + 1] - starts[text]
         seen[:] = 0
@@ -259,7 +267,7 @@ def _features(
             value = (value << np.uint64(8)) | np.uint64(letter)
             if place + 1 >= SHINGLE:
                 bucket = _bucket(value)
-                word, bit = bucket >> 6, np.uint64(1) << np.uint64(bucket & 63)
+                word, bit = (bucket >> 6) & 0x3FF, np.uint64(1) << np.uint64(bucket & 63)
                 fresh = int((seen[word] & bit) == 0)  # multiplied, not branched on
                 seen[word] |= bit
                 shared += fresh * int(table[bucket])
@@ -278,7 +286,7 @@ def _features(
         own_literals, own_distances = 0.0, 0.0
         for symbol in range(LITERALS):
             count = symbols[text, symbol]
-            used[kinds] = symbol
+            used[kinds], counts[kinds] = symbol, count
             kinds += int(count > 0)
             literals += count * int(symbol < 256)
             matches += count * int(symbol > 256)
@@ -286,48 +294,46 @@ def _features(
         different = kinds
         for symbol in range(LITERALS, symbols.shape[1]):
             count = symbols[text, symbol]
-            used[kinds] = symbol
+            used[kinds], counts[kinds] = symbol, count
             kinds += int(count > 0)
             distances += count
             own_distances -= weighted_logs[count]
         own_literals += weighted_logs[literals + matches]
         own_distances += weighted_logs[distances]
-        own_size = sizes[text]
-        inverse, unlike, unlike_distances = 0.0, 0.0, 0.0
+        inverse = 0.0
         for target in range(targets):
-            over = 1.0 / max(own_size, target_sizes[target])
-            inverse += over
-            change, change_distances = 0.0, 0.0  # of sum n log n, over the document's symbols
-            for at in range(different):
-                count = target_symbols[target, used[at]]
-                change += weighted_logs[count + symbols[text, used[at]]] - weighted_logs[count]
-            for at in range(different, kinds):
-                count = target_symbols[target, used[at]]
-                change_distances += weighted_logs[count + symbols[text, used[at]]] - weighted_logs[count]
-            joint = (
-                weighted_logs[literals + matches + target_totals[target, 0]] - weighted_logs[target_totals[target, 0]]
-            )
-            unlike += over * (joint - change - own_literals)
-            joint = weighted_logs[distances + target_totals[target, 1]] - weighted_logs[target_totals[target, 1]]
-            unlike_distances += over * (joint - change_distances - own_distances)
+            inverse += 1.0 / max(sizes[text], target_sizes[target])
         inverse /= targets
+        together, together_distances = 0.0, 0.0  # what the document's symbols change of sum n log n
+        for at in range(different):
+            count = counts[at] + target_symbols[used[at]]
+            together += count * np.log2(count) - target_weighted[used[at]]
+        for at in range(different, kinds):
+            count = counts[at] + target_symbols[used[at]]
+            together_distances += count * np.log2(count) - target_weighted[used[at]]
+        total = literals + matches + target_totals[0]
+        unlike = total * np.log2(total) - target_totals_weighted[0] - together - own_literals
+        total = distances + target_totals[1]
+        unlike_distances = -target_totals_weighted[1] - together_distances - own_distances
+        if total > 0:
+            unlike_distances += total * np.log2(total)
         found[text, 0] = shared * inverse
         found[text, 1] = np.log1p(shared)
         found[text, 2] = distinct * inverse
-        found[text, 3] = unlike / targets
-        found[text, 4] = unlike_distances / targets
+        found[text, 3] = unlike * inverse
+        found[text, 4] = unlike_distances * inverse
         found[text, 5] = matches * inverse
         found[text, 6] = literals * inverse
-        found[text, 7] = (8 * own_size - own_literals - own_distances) * inverse
+        found[text, 7] = (8 * sizes[text] - own_literals - own_distances) * inverse
         found[text, 8] = different * inverse
-        found[text, 9] = own_size * inverse
+        found[text, 9] = sizes[text] * inverse
         found[text, 10] = inverse
         found[text, 11] = log_size - total_log / whole
         found[text, 12] = -cross / whole
         found[text, 13] = log_size - reverse
         found[text, 14] = size * inverse
         found[text, 15] = np.log(whole)
-        found[text, 16] = 1.0 / own_size
+        found[text, 16] = 1.0 / sizes[text]
         found[text, 17] = matches / max(literals, 1)
     return found
 
