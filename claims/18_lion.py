@@ -3,7 +3,8 @@
 The spec's honest check, optimizer part: a 4-layer, 64-wide vision transformer on Fashion-MNIST, batches of 64 and
 2,048, equal epochs. For each optimizer and batch a grid of 5 learning rates x 3 weight decays, chosen on validation
 rows with a seed of its own; then five seeds on the test rows. Scaled down: 10,000 training images and 12 epochs in 16
-patches of 7 x 7 pixels; the grids are searched with 6 epochs at batch 2,048 and 2 at batch 64 (choice).
+patches of 7 x 7 pixels; the grids are searched with 6 epochs at batch 2,048 and 2 at batch 64 (choice). Lion's rates
+are a third of AdamW's; the first recorded result had a tenth, and its best rate was the highest of the grid.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MEASURE = "accuracy"
 
 TRAIN, VALIDATION, EPOCHS, GRID_SEED = 10_000, 2_000, 12, 1000
 GRID_EPOCHS = {64: 2, 2048: 6}
-RATES = {"adamw": (3e-4, 1e-3, 3e-3, 6e-3, 1e-2), "lion": (3e-5, 1e-4, 3e-4, 6e-4, 1e-3)}
+RATES = {"adamw": (3e-4, 1e-3, 3e-3, 6e-3, 1e-2), "lion": (1e-4, 3e-4, 1e-3, 2e-3, 3.3e-3)}
 DECAYS = {"adamw": (0.0, 0.05, 0.5), "lion": (0.0, 0.5, 5.0)}
 
 
