@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from ontarget.errors import DataError, RunError, SettingError
+from ontarget.select.document_scores import DocumentScores
 from ontarget.select.select_data import select_data
 from ontarget.select.zipfit import zipfit
 from ontarget.values import Context
@@ -180,3 +181,41 @@ def test_empty_targets(pool, tmp_path):
         select_data(pool[0], ["", "  "], output=tmp_path / "out", count=3)
     with pytest.raises(DataError, match="no file or folder"):
         select_data(tmp_path / "nowhere", TARGETS, output=tmp_path / "out", count=3)
+
+
+def test_near_duplicates_in_small_fetches(monkeypatch):
+    from ontarget.data.near import JACCARD, jaccard
+    from ontarget.select import choose_documents as module
+
+    generator = random.Random(3)
+    base = texts("code", 60, seed=4) + texts("prose", 20, seed=5)
+    copies = [text[:-5] + "xyz" for text in base for _ in range(3)]
+    pool = [*base, *copies]
+    generator.shuffle(pool)
+    listed = [" ".join(text.lower().split()) for text in pool]
+    expected: list[int] = []
+    for row, text in enumerate(listed):  # all pairs
+        if all(jaccard(listed[kept], text) < JACCARD for kept in expected):
+            expected.append(row)
+    assert module.NearDuplicates().add(pool) == expected
+    sizes = np.array([len(text.encode()) for text in pool], dtype=np.int32)
+    found = DocumentScores(
+        np.arange(len(pool), 0, -1).astype(np.float32), sizes, np.arange(len(pool), dtype=np.uint64),
+        np.arange(len(pool)), np.zeros(len(pool), np.int32), ("pool",),
+    )  # fmt: skip
+    fetched = []
+
+    def fetch(positions):
+        fetched.append(sum(int(sizes[at]) for at in positions))
+        return {int(at): pool[at] for at in positions}
+
+    monkeypatch.setattr(module, "FETCH_BYTES", 9000)
+    chosen = module.choose_documents(found, np.arange(len(pool)), fetch, count=len(expected) - 2)
+    assert chosen.positions.tolist() == expected[:-2]
+    assert list(chosen.texts) == [pool[at] for at in expected[:-2]]
+    assert len(fetched) > 5
+    assert max(fetched) <= 9000 + sizes.max()
+    # By size: the first of these that fit.
+    room = int(sizes[expected[:30]].sum())
+    chosen = module.choose_documents(found, np.arange(len(pool)), fetch, megabytes=room / 2**20)
+    assert chosen.positions.tolist() == expected[:30]
