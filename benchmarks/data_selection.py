@@ -184,12 +184,13 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 
     path = options.work / "large.jsonl"
     if not path.exists():
-        random, texts = np.random.default_rng(0), files()
+        random, whole = np.random.default_rng(0), "\n".join(files())
         with path.open("w") as file:
             size = 0
-            while size < 10**9:
-                for text in chunks(texts, 500, random, 2000):
-                    size += file.write(json.dumps({"text": text}) + "\n")
+            while size < 10**9:  # from anywhere, so that large files give more than small ones
+                for start in random.integers(0, len(whole) - 2000, 500):
+                    size += file.write(json.dumps({"text": whole[start : start + int(random.integers(1600, 2400))]}))
+                    size += file.write("\n")
     target = write(options.work / "few.jsonl", chunks(files(), TARGETS, np.random.default_rng(1)))
     program = str(Path(sys.executable).with_name("ontarget"))
     output = options.work / "selection"
