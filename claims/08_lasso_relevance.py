@@ -23,8 +23,8 @@ NAME = "lasso_relevance"
 TITLE = "L1-A-MTRL plans source samples"
 KIND = "direction"
 STATEMENT = (
-    "(a) Fewer source samples reach an excess risk of 0.001 with the L1 plan than with the L2 plan or equal shares; (b) "
-    "at 6,000 source samples the target's error is lower with the L1 plan than with the other two."
+    "(a) Fewer source samples reach an excess risk of 0.001 with the L1 plan than with the L2 plan or equal shares; "
+    "(b) at 6,000 source samples the target's error is lower with the L1 plan than with the other two."
 )
 DATA = "(a) simulated linear tasks; (b) Fashion-MNIST, 5 corruptions as sources, one held out as target, 50 labels"
 BUDGET = "(b) 6,000 source samples, those of the first stage included"
