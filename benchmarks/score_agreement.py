@@ -7,6 +7,8 @@ Pool and truth are those of claims/20_tmi.py: EfficientNet-Lite0, 1, 2, each cut
 claim (Fashion-MNIST, the same rotated and inverted, MNIST digits; truth from its recorded result) the score that
 decides in `rank` is chosen; on four others (CIFAR-10, emoji of two vendors, 8 x 8 digits) every score is reported.
 
+Written, and not run yet: nothing here has decided anything.
+
 Measure: weighted Kendall tau of score and accuracy over the nine pretrained backbones, mean over targets and seeds, and
 over all ten. Intervals: 1,000 bootstrap draws of the training rows, by which every score moves, and of the test rows,
 by which the truth moves, the same rows for all backbones; they hold the fine-tuning of a seed fixed. Finished trainings

@@ -123,8 +123,7 @@ def _candidates(sketch: Array, left: Array, right: Array, each: int = 4) -> Arra
     """(P, 2) pairs of rows that share a band; per right row and band at most ``each`` left rows."""
     left, right = left[sketch[left, 0] != _EMPTY], right[sketch[right, 0] != _EMPTY]
     found = [np.zeros((0, 2), dtype=np.int64)]
-    for start in range(0, BINS if len(left) and len(right) else 0, BAND):
-        keys = _band_key(sketch[:, start : start + BAND])
+    for keys in band_keys(sketch).T if len(left) and len(right) else ():
         order = left[np.argsort(keys[left], kind="stable")]
         ordered, wanted = keys[order], keys[right]
         first = np.searchsorted(ordered, wanted)

@@ -75,10 +75,12 @@ def choose_documents(
         )
     allowed = None if megabytes is None else int(megabytes * 2**20)
     wanted = count if count is not None else _fitting(found.bytes[distinct], allowed)
-    kept_texts: list[str] = []
-    kept = distinct[:wanted]
     if drop_near:
         kept, kept_texts = _distinct_enough(found, distinct, fetch, wanted=wanted, allowed=allowed)
+    else:
+        kept = distinct[:wanted]
+        texts = fetch(kept)
+        kept_texts = [texts[int(at)] for at in kept]
     kept = kept[:count] if allowed is None else kept[: _fitting(found.bytes[kept], allowed)]
     if count is not None and len(kept) < count:
         raise SettingError(
@@ -86,9 +88,6 @@ def choose_documents(
             option="--count, --near-duplicates",
             next_step="lower the number, or keep near-duplicates",
         )
-    if not drop_near:
-        texts = fetch(kept)
-        kept_texts = [texts[int(at)] for at in kept]
     reached = int(np.flatnonzero(order == kept[-1])[0]) + 1
     passed = order[:reached]
     exact = int((~single[:reached]).sum())
