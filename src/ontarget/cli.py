@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ontarget.errors import OnTargetError, SettingError
+from ontarget.search_commands import device_app, discover_optimizer
+from ontarget.search_commands import search as search_command
 
 app = typer.Typer(
     name="ontarget",
@@ -24,6 +26,7 @@ claims_app = typer.Typer(help="Executable claims: does a method beat its baselin
 zoo_app = typer.Typer(help="The pretrained sources that install as packages.", no_args_is_help=True)
 app.add_typer(claims_app, name="claims")
 app.add_typer(zoo_app, name="zoo")
+app.add_typer(device_app, name="device")
 
 Data = Annotated[
     str,
@@ -267,6 +270,10 @@ def select_data(
             processes=processes, context=Context(seed=seed, progress=progress),
         )  # fmt: skip
     print_selection(found)
+
+
+app.command("search")(search_command)
+app.command("discover-optimizer")(discover_optimizer)
 
 
 @app.command()

@@ -6,6 +6,16 @@ from ontarget.catalogue import Method
 
 METHODS = (
     Method(
+        number=36,
+        name="adautomix",
+        title="AdAutoMix: Adversarial AutoMixup",
+        room="augment",
+        summary="Trains an image classifier on images mixed by a learned, adversarial mixer; for long training.",
+        needs=("images", "labels", "backbone"),
+        gives=("trained network",),
+        source="ICLR 2024; arXiv 2312.11954",
+    ),
+    Method(
         number=27,
         name="randaugment",
         title="RandAugment: Practical automated data augmentation with a reduced search space",

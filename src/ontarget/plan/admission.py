@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,16 @@ def admit(
     return found
 
 
+def _seen(locator: str, data: TargetData) -> str:
+    """Why a network that a search found cannot take part, or ""; see `pool.found_networks`."""
+    folder = Path(locator.removeprefix("file:"))
+    if not locator.startswith("file:") or not (folder / "network.json").exists():
+        return ""
+    from ontarget.pool.found_networks import refused
+
+    return refused(folder, data)
+
+
 def _admit_one(
     locator: str, data: TargetData, limits: Limits, *, batch_size: int, max_length: int | None
 ) -> dict[str, Any]:
@@ -56,6 +67,9 @@ def _admit_one(
     except OnTargetError as error:
         return {"admitted": False, "reason": str(error), "load_s": time.monotonic() - start}
     load_s = time.monotonic() - start
+    reason = _seen(locator, data)
+    if reason:
+        return {"admitted": False, "reason": reason, "load_s": load_s}
     probe = data.train.take(np.arange(min(PROBE_ROWS, len(data.train))))
     extract(loaded, probe.inputs[: max(1, len(probe) // 4)])  # warm-up
     passes = []

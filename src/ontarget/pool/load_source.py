@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ontarget.errors import SettingError
 from ontarget.pool.source import FIELDS_APART, Source, resolve
 from ontarget.values import Loaded
@@ -27,6 +29,10 @@ def load(source: Source, *, max_length: int | None = None) -> Loaded:
         from ontarget.pool.static_embeddings import load_wordllama
 
         return load_wordllama(source, length)
+    if scheme == "file" and (Path(name) / "network.json").exists():
+        from ontarget.pool.found_networks import load_found
+
+        return load_found(source.locator, Path(name), max_length=max_length)
     if base in ("zoo:minilm", "zoo:smollm2-135m") or scheme in ("hub", "file"):
         from ontarget.pool import text_encoders
 

@@ -170,6 +170,11 @@ def resolve(locator: str) -> Source:
     if scheme == "file" and name:
         if not Path(name).is_dir():
             raise SettingError(f"'{locator}' names no folder.", option="--pool", next_step="check the path")
+        if (Path(name) / "network.json").exists():
+            from ontarget.pool.found_networks import MODALITIES, read_info
+
+            kind = read_info(Path(name))["config"].get("network")
+            return Source(locator, MODALITIES.get(kind, "image"), f"network found in {name}")  # type: ignore[arg-type]
         return Source(locator, "text", f"local model in {name}")
     if scheme == "hub" and name:
         return Source(locator, "text", name)

@@ -189,3 +189,64 @@ def print_next_labels(found: NextLabels, output: Path | None, console: Console |
         console.print(table)
         where = f" in {output}" if output else "; -o FILE writes them for a person to correct"
         console.print(f"{len(found.recheck)} rows to check again, the most harmful first{where}", markup=False)
+
+
+def print_latency_table(table: Any, path: Path) -> None:
+    """The table's size, how well it predicts whole networks, its slowest operators, and where it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    agreement = table.agreement
+    console = Console()
+    console.print(
+        f"{len(table.operators)} operators on {table.device['cpu']}, {table.setting.runtime}, "
+        f"{table.setting.precision}, {table.setting.threads} thread(s), batch {table.setting.batch_size}; "
+        f"{table.seconds:.0f} s"
+    )
+    if len(agreement.measured_ms) > 1:
+        console.print(
+            f"Predicted against measured, {len(agreement.measured_ms)} whole networks not used for the table: "
+            f"Kendall's tau {agreement.kendall:.2f}, median error {agreement.median_error:.1%}"
+        )
+    rows = Table("operator", "µs", "alone, µs")
+    for key, value in sorted(table.operators.items(), key=lambda entry: -entry[1])[:8]:
+        rows.add_row(key, f"{1000 * value:.1f}", f"{1000 * table.alone.get(key, float('nan')):.1f}")
+    console.print(rows)
+    console.print(f"Table: {path}\nNext: ontarget search DATA --table {path} --threads {table.setting.threads}")
+
+
+def print_search(found: Any) -> None:
+    """The networks found, best first, and what to do with them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ontarget.report.search_page import describe
+
+    console = Console()
+    limit = "no limit" if found.limit_ms is None else f"limit {found.limit_ms:g} ms"
+    console.print(
+        f"{len(found.evaluated)} networks evaluated in {found.seconds:.0f} s; the space spans "
+        f"{found.fastest_ms:.3g} to {found.slowest_ms:.3g} ms, {limit}"
+    )
+    rows = Table("source", found.metric, "ms, measured", "predicted", "network")
+    for row in found.networks:
+        rows.add_row(
+            row["locator"], f"{row['quality']:.4f}", f"{row['measured_ms']:.3g}", f"{row['predicted_ms']:.3g}",
+            describe(row["config"]),
+        )  # fmt: skip
+    console.print(rows)
+    console.print(f"Page: {found.folder}/search.html\nNext: ontarget fit DATA --pool {found.networks[0]['locator']}")
+
+
+def print_discovery(found: Any, folder: Path) -> None:
+    """Whether an update rule beats AdamW on the largest proxy, the rule, and where it is."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    console = Console()
+    if found.improved:
+        console.print("A rule was found that beats tuned AdamW on the largest proxy task:")
+    else:
+        console.print("No rule that was tried beats tuned AdamW on the largest proxy task. The start is handed out:")
+    console.print(escape(found.program.text()), highlight=False)
+    console.print(f"Learning rate {found.rate:g}. Files: {folder}/optimizer.py, program.json, report.html")

@@ -1,0 +1,379 @@
+"""A table of operator latencies of this device, measured, from which the latency of whole networks is predicted.
+
+A network's prediction is a constant plus the sum of its operators' entries. An operator timed on its own pays for
+layouts and calls that a network shares, so that the sum is off by a factor; the entries are therefore corrected so that
+they explain a few whole networks: theta = theta0 (1 + delta), least squares of the relative error of the networks with
+a ridge on delta, its strength chosen by leave-one-out error (choice). Networks never used for that tell how well the
+table predicts. Timings go in alternating rounds: what disturbs one operator disturbs all; rounds far off are left out.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from ontarget.errors import LimitError, RunError, SettingError
+from ontarget.values import Array, Context
+
+if TYPE_CHECKING:
+    import torch
+
+    from ontarget.search.space import Code, ElasticNetwork, Operator
+
+RUNTIMES = ("onnxruntime", "pytorch")
+PRECISIONS = ("float32", "bfloat16", "int8")
+ROUNDS = 9  # of all timings in turn (choice)
+ROUND_MS = 6.0  # that an operator runs in a round at least (choice)
+WARM_UP_CALLS = 3
+OUTLIER = 3.5  # times the median absolute deviation, scaled to a normal's, that a round may be off (choice)
+RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the correction; chosen by leave-one-out error (choice)
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How networks run: what a latency depends on besides the device.
+
+    runtime: "onnxruntime" or "pytorch". precision: "float32", "bfloat16" (pytorch), "int8" (onnxruntime, dynamic:
+    weights of products). threads, batch_size: 1 or more.
+    """
+
+    runtime: Literal["onnxruntime", "pytorch"] = "onnxruntime"
+    threads: int = 1
+    batch_size: int = 1
+    precision: Literal["float32", "bfloat16", "int8"] = "float32"
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise SettingError(f"runtime is '{self.runtime}'.", allowed=", ".join(RUNTIMES), option="--runtime")
+        allowed = ("float32", "bfloat16") if self.runtime == "pytorch" else ("float32", "int8")
+        if self.precision not in allowed:
+            raise SettingError(
+                f"precision is '{self.precision}' with {self.runtime}.", allowed=", ".join(allowed),
+                option="--precision",
+            )  # fmt: skip
+        if self.threads < 1 or self.batch_size < 1:
+            raise SettingError(
+                f"threads is {self.threads} and batch_size {self.batch_size}.", allowed="1 or more",
+                option="--threads, --batch-size",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Predicted against measured latency of whole networks that the table was not made from, milliseconds."""
+
+    predicted_ms: tuple[float, ...]
+    measured_ms: tuple[float, ...]
+
+    @property
+    def kendall(self) -> float:
+        """Kendall's tau-b; nan for fewer than two networks."""
+        from scipy import stats
+
+        return float(stats.kendalltau(self.predicted_ms, self.measured_ms).statistic)
+
+    @property
+    def median_error(self) -> float:
+        """Median of |predicted - measured| / measured."""
+        predicted, measured = np.array(self.predicted_ms), np.array(self.measured_ms)
+        return float(np.median(np.abs(predicted - measured) / measured)) if len(measured) else float("nan")
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Operator key -> milliseconds, for one device and setting. constant_ms: of every call."""
+
+    device: Mapping[str, Any]
+    setting: Setting
+    operators: Mapping[str, float]
+    constant_ms: float = 0.0
+    alone: Mapping[str, float] = field(default_factory=dict)
+    agreement: Agreement = Agreement((), ())
+    seconds: float = 0.0
+
+    def predict(self, operators: Iterable[Operator]) -> float:
+        """Milliseconds of one call. Raises LimitError naming an operator that the table lacks."""
+        total = self.constant_ms
+        for operator in operators:
+            if operator.key not in self.operators:
+                raise LimitError(
+                    f"The latency table has no entry for {operator.key}.", option="latency table",
+                    next_step="make the table for this space: ontarget device profile",
+                )  # fmt: skip
+            total += self.operators[operator.key]
+        return total
+
+    def check_device(self, device: Mapping[str, Any] | None = None) -> None:
+        """Raises RunError where the table was made on another processor or with another version of its runtime."""
+        from ontarget.device import describe
+
+        here = describe() if device is None else device
+        package = {"onnxruntime": "onnxruntime", "pytorch": "torch"}[self.setting.runtime]
+        for name in ("cpu", "cores", package):
+            if self.device.get(name) != here.get(name):
+                raise RunError(
+                    f"The latency table is of another device: {name} is '{self.device.get(name)}' there and "
+                    f"'{here.get(name)}' here.",
+                    option="latency table",
+                    next_step="make one here with ontarget device profile, or search for that device with --any-device",
+                )
+
+    def save(self, path: Path) -> Path:
+        """Write as JSON."""
+        from ontarget.plan.run_folder import to_json, write_atomic
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, to_json({"version": VERSION, **asdict(self)}))
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> LatencyTable:
+        """Read what `save` wrote. Raises RunError for what is no table, or one of another version."""
+        try:
+            content = json.loads(path.read_text())
+            if content.pop("version") != VERSION:
+                raise RunError(f"{path} is a latency table of another version.", next_step="make it anew")
+            table = cls(**{
+                **content,
+                "setting": Setting(**content["setting"]),
+                "agreement": Agreement(**{name: tuple(value) for name, value in content["agreement"].items()}),
+            })  # fmt: skip
+            for name, value in table.operators.items():
+                if not (isinstance(value, int | float) and np.isfinite(value)):
+                    raise RunError(f"{path}: the entry of {name} is {value!r}.", next_step="make the table anew")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RunError(
+                f"{path} is no latency table ({type(error).__name__}: {error}).", option="latency table",
+                next_step="make one with ontarget device profile",
+            ) from error  # fmt: skip
+        return table
+
+
+def profile(
+    space: ElasticNetwork,
+    setting: Setting = Setting(),
+    *,
+    fitted: int | None = None,
+    checked: int = 12,
+    context: Context = Context(),
+) -> LatencyTable:
+    """Time every operator of a space on this device and correct the entries by ``fitted`` whole networks.
+
+    fitted: random networks that the entries are corrected by; half as many as there are operators by default, 12 at
+        least and 60 at most (choice); 0 keeps the operators' own times. checked: further ones, used for the agreement
+        alone. Seeded by ``context.seed``.
+    """
+    start = time.monotonic()
+    generator = np.random.default_rng(context.seed)
+    found = operators_of(space)
+    wanted = min(60, max(12, len(found) // 2)) if fitted is None else fitted
+    codes = _different(space, wanted + checked, generator)
+    checked = min(checked, len(codes) if wanted == 0 else len(codes) // 2)  # a small space may have too few
+    modules = list(found.values())
+    total = len(modules) + len(codes)
+
+    def made(done: int) -> None:
+        if context.progress is not None:
+            context.progress(done, total, "building operators and networks")
+
+    from ontarget.device import describe
+    from ontarget.search.operators import build_operator, operator_input
+
+    calls = []
+    for at, operator in enumerate(modules):
+        made(at)
+        calls.append(make_call(build_operator(operator), operator_input(operator, setting.batch_size), setting))
+    networks = []
+    for at, code in enumerate(codes):
+        made(len(modules) + at)
+        networks.append(make_call(space.slice(code).eval(), space.example(setting.batch_size), setting))
+    # Operators and networks apart: after a large network an operator's data are out of the caches.
+    alone = time_calls(calls, setting, context=context, what="timing operators")
+    whole = time_calls(networks, setting, context=context, what="timing whole networks")
+    own = dict(zip(found, alone, strict=True))
+    keys = [[operator.key for operator in space.operators(code)] for code in codes]
+    kept = len(codes) - checked
+    constant, entries = corrected(own, keys[:kept], whole[:kept])
+    table = LatencyTable(describe(), setting, entries, constant, own)
+    predicted = tuple(table.predict(space.operators(code)) for code in codes[kept:])
+    return replace(table, agreement=Agreement(predicted, tuple(whole[kept:])), seconds=time.monotonic() - start)
+
+
+def operators_of(space: ElasticNetwork) -> dict[str, Operator]:
+    """Key -> operator of everything that a space's networks may run.
+
+    Found by changing one slot at a time from a few drawn codes, the largest and the smallest choice of every slot, so
+    that what only shows at some depths is met too (choice).
+    """
+    from ontarget.search.space import draw
+
+    generator = np.random.default_rng(0)
+    starts = [
+        space.canonical(tuple(slot.choices - 1 for slot in space.slots)),
+        space.canonical(tuple(0 for _ in space.slots)),
+        *(draw(space, generator) for _ in range(16)),
+    ]
+    found: dict[str, Operator] = {}
+    for code in starts:
+        for at, slot in enumerate(space.slots):
+            for choice in range(slot.choices):
+                changed = space.canonical((*code[:at], choice, *code[at + 1 :]))
+                for operator in space.operators(changed):
+                    found.setdefault(operator.key, operator)
+    return found
+
+
+def corrected(
+    alone: Mapping[str, float], networks: Sequence[Sequence[str]], measured_ms: Sequence[float]
+) -> tuple[float, dict[str, float]]:
+    """(constant, entries), milliseconds, that explain whole networks, as near to the operators' own times as may be.
+
+    alone: key -> own time. networks: the keys that each network runs. Without networks: the own times, constant 0.
+    """
+    if not len(networks):
+        return 0.0, dict(alone)
+    names = list(alone)
+    own = np.array([alone[name] for name in names])
+    counts = np.array([[keys.count(name) for name in names] for keys in map(list, networks)], dtype=float)
+    measured = np.asarray(measured_ms, dtype=float)
+    # One factor for all operators first, so that the ridge pulls towards the right scale.
+    scale = float(np.median(measured / (counts @ own)))
+    share = counts * own * scale / measured[:, None]  # of each operator in its network's time
+    usual = np.median(measured)
+    design = np.column_stack([share, 0.1 * usual / measured])  # the last column: a constant, 10% of a network's time
+    rest = 1 - share.sum(axis=1)
+    ridge = min(RIDGES, key=lambda strength: _left_out(design, rest, strength))
+    gram = design.T @ design + ridge * np.eye(design.shape[1])
+    delta = np.linalg.solve(gram, design.T @ rest)
+    entries = own * scale * np.maximum(1 + delta[:-1], 0.05)  # no operator is free
+    return float(delta[-1] * 0.1 * usual), dict(zip(names, entries.tolist(), strict=True))
+
+
+def _left_out(design: Array, rest: Array, strength: float) -> float:
+    """Mean squared leave-one-out error of ridge regression."""
+    gram = design.T @ design + strength * np.eye(design.shape[1])
+    hat = design @ np.linalg.solve(gram, design.T)
+    residual = (rest - hat @ rest) / np.maximum(1 - np.diag(hat), 1e-6)
+    return float(np.mean(residual**2))
+
+
+def make_call(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], setting: Setting) -> Callable[[], Any]:
+    """A function that runs the network once on ``inputs`` in the given setting.
+
+    Raises LimitError naming what the runtime cannot run.
+    """
+    import torch
+
+    network = network.eval()
+    if setting.runtime == "pytorch":
+        if setting.precision == "bfloat16":
+            network = network.to(torch.bfloat16)
+            inputs = tuple(value.to(torch.bfloat16) if value.is_floating_point() else value for value in inputs)
+
+        def run_torch() -> None:
+            with torch.inference_mode():
+                network(*inputs)
+
+        return run_torch
+    session = _session(network, inputs, setting)
+    feeds = {f"input_{at}": value.numpy() for at, value in enumerate(inputs)}
+    names = {entry.name for entry in session.get_inputs()}  # an input that is not used is no input
+    feeds = {name: value for name, value in feeds.items() if name in names}
+    return lambda: session.run(None, feeds)
+
+
+def _session(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], setting: Setting) -> Any:
+    import tempfile
+
+    from ontarget.compress.export import trace
+    from ontarget.compress.quantize import int8_dynamic
+    from ontarget.runtime.session import make_session
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        try:
+            trace(network, inputs, path, input_names=[f"input_{at}" for at in range(len(inputs))])
+            if setting.precision == "int8":
+                path = int8_dynamic(path, Path(folder) / "int8.onnx")
+            return make_session(path, threads=setting.threads)
+        except Exception as error:  # torch's and ONNX Runtime's errors have no common root
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise LimitError(
+                f"ONNX Runtime cannot run {type(network).__name__}: {first}", option="--runtime",
+                next_step="use --runtime pytorch, or leave this operator out of the space",
+            ) from error  # fmt: skip
+
+
+def time_calls(
+    calls: Sequence[Callable[[], Any]],
+    setting: Setting,
+    *,
+    rounds: int = ROUNDS,
+    context: Context = Context(),
+    what: str = "timing",
+) -> list[float]:
+    """Milliseconds of one call of each: the median of a round's calls, averaged over rounds that are not far off."""
+    import torch
+
+    before = torch.get_num_threads()
+    if setting.runtime == "pytorch":
+        torch.set_num_threads(setting.threads)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        found = np.zeros((rounds, len(calls)))
+        repeats = []
+        for call in calls:
+            for _ in range(WARM_UP_CALLS):
+                start = time.perf_counter()
+                call()
+                lasted_ms = 1000 * (time.perf_counter() - start)
+            repeats.append(int(np.clip(ROUND_MS / max(lasted_ms, 1e-3), 3, 200)))
+        for turn in range(rounds):
+            if context.progress is not None:
+                context.progress(turn, rounds, what)
+            order = np.random.default_rng(turn).permutation(len(calls))
+            for at in order:
+                found[turn, at] = _median_ms(calls[at], repeats[at])
+    finally:
+        if collecting:
+            gc.enable()
+        torch.set_num_threads(before)
+    return [without_outliers(found[:, at]) for at in range(len(calls))]
+
+
+def _median_ms(call: Callable[[], Any], repeats: int) -> float:
+    call()  # what other calls have pushed out of the caches comes back
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return 1000 * float(np.median(times))
+
+
+def without_outliers(times: Array) -> float:
+    """Mean of what lies within 3.5 scaled median absolute deviations of the median."""
+    middle = float(np.median(times))
+    spread = 1.4826 * float(np.median(np.abs(times - middle)))
+    return float(np.mean(times[np.abs(times - middle) <= OUTLIER * spread + 1e-12]))
+
+
+def _different(space: ElasticNetwork, count: int, generator: np.random.Generator) -> list[Code]:
+    """Up to ``count`` different codes, drawn."""
+    from ontarget.search.space import draw
+
+    found: dict[Code, None] = {}
+    for _ in range(20 * count):
+        if len(found) == count:
+            break
+        found.setdefault(draw(space, generator))
+    return list(found)

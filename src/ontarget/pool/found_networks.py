@@ -1,0 +1,134 @@
+"""Networks that `ontarget search` found, as sources: a folder with network.json, network.safetensors, preprocess/.
+
+The network is a plain one (`parts.mobile_network`, `parts.slim_bert`); as a source it gives its features, and gets a
+head of the task's own like any other. Its weights have seen rows, of which digests are kept: it cannot take part where
+one of them is to be scored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ontarget.errors import RunError
+from ontarget.runtime.preprocess import Preprocess
+from ontarget.values import Array, Loaded, TargetData
+
+FILE = "network.json"
+VERSION = 1
+MODALITIES = {"mobile": "image", "bert": "text"}
+
+
+def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
+    """The plain network of a config, with fresh weights. Raises RunError for a kind that is not known."""
+    if config.get("network") == "mobile":
+        from ontarget.parts.mobile_network import MobileNetwork
+
+        return MobileNetwork(config)
+    if config.get("network") == "bert":
+        from ontarget.parts.slim_bert import SlimBert
+
+        return SlimBert(config)
+    raise RunError(f"'{config.get('network')}' is no kind of network.", allowed=", ".join(sorted(MODALITIES)))
+
+
+def save_found(
+    folder: Path,
+    network: torch.nn.Module,
+    config: Mapping[str, Any],
+    preprocess: Preprocess,
+    *,
+    seen: Sequence[str],
+    **info: Any,
+) -> Path:
+    """Write a network so that it is a source. seen: digests of the rows that its weights were trained on."""
+    from safetensors.torch import save
+
+    from ontarget.plan.run_folder import to_json, write_atomic
+
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess.save(folder / "preprocess")
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    write_atomic(folder / "network.safetensors", save(state))
+    # Last: its presence means that the rest is whole.
+    write_atomic(folder / FILE, to_json({"version": VERSION, **info, "config": dict(config), "seen": list(seen)}))
+    return folder
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """What network.json holds. Raises RunError where it is missing, damaged or of another version."""
+    try:
+        info: dict[str, Any] = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{folder} holds no network that was found ({error}).", next_step="make one with ontarget search"
+        ) from error
+    if not isinstance(info, dict) or info.get("version") != VERSION or not isinstance(info.get("config"), dict):
+        raise RunError(f"{folder / FILE} is of another version, or damaged.", next_step="search again")
+    return info
+
+
+def load_network(folder: Path) -> tuple[torch.nn.Module, Preprocess, dict[str, Any]]:
+    """The network with its weights, in evaluation mode; its preprocessing; what network.json says. Raises RunError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    info = read_info(folder)
+    try:
+        network = build_network(info["config"])
+        network.load_state_dict(load_file(folder / "network.safetensors"))
+        return network.eval(), Preprocess.load(folder / "preprocess"), info
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunError(f"The network in {folder} is damaged: {first}", next_step="search again") from error
+
+
+def load_found(locator: str, folder: Path, *, max_length: int | None) -> Loaded:
+    """The network without its last layer as a source: tensors of its preprocessing -> features (N, dim)."""
+    from dataclasses import replace
+
+    network, preprocess, _ = load_network(folder)
+    head: Any = network.head
+    dim = int(head.linear.in_features)
+    head.linear = torch.nn.Identity()
+    if preprocess.kind == "tokens" and max_length is not None:
+        length = min(max_length, int(preprocess.settings["max_length"]))
+        preprocess = replace(preprocess, settings={**preprocess.settings, "max_length": length})
+    return Loaded(locator, preprocess, network, dim)
+
+
+def digests(inputs: Sequence[Any] | Array, modality: str) -> list[str]:
+    """16 hex digits of the content of each text or image, equal where the leak checks find contents equal."""
+    import hashlib
+
+    from ontarget.data.check import normalised
+    from ontarget.runtime.preprocess import open_image
+
+    if modality == "text":
+        return [hashlib.sha256(normalised(text).encode()).hexdigest()[:16] for text in inputs]
+    found = []
+    for row, image in enumerate(inputs):
+        picture = open_image(image, row).convert("RGB")
+        found.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16])
+    return found
+
+
+def refused(folder: Path, data: TargetData) -> str:
+    """Why a found network cannot take part: rows to be scored that its weights have seen; or ""."""
+    seen = set(read_info(folder).get("seen", ()))
+    if not seen:
+        return ""
+    if len(data.folds):
+        return "its weights have seen rows of this task, and with few labels every row is to be scored"
+    for name, examples in (("validation", data.validation), ("test", data.test)):
+        count = sum(digest in seen for digest in digests(examples.inputs, data.modality))
+        if count:
+            return (
+                f"its weights have seen {count} of the {len(examples)} {name} rows: search and fit with the same "
+                "seed and splits"
+            )
+    return ""

@@ -1,0 +1,624 @@
+"""From a task to the front of quality against latency on this device, and networks of it that are sources for `fit`.
+
+Images: ProxylessNAS trains and searches a space of mobile CNNs (`proxyless`), ConcurrentNAS finds the front of the
+trained super-network (`concurrent_nas`), the best within the limit are trained from scratch. Texts: InstaTune tunes a
+pretrained BERT together with its slices, ConcurrentNAS finds the front, the best slices are the networks. Latency comes
+from the device's table (`latency_table`) while searching, and is measured again, in a fresh process, for what is
+returned.
+
+Folder: stages/*.json (what each step decided), latency_table.json, supernetwork.safetensors, evaluated.jsonl,
+found/1, found/2, ... (networks, best first), search.json, search.html. Finished steps are not done again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ontarget.errors import DataError, LimitError, RunError, SettingError
+from ontarget.latency_table import LatencyTable, Setting, profile
+from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
+from ontarget.search.space import Code, ElasticNetwork
+from ontarget.values import Context, TargetData
+
+TRAINING_SHARE = 0.45  # of the budget, for the super-network (choice)
+EVALUATION_SHARE = 0.2  # for the front (choice)
+LEAST_ROWS = 200  # training rows below which networks are not searched: none could be told apart (choice)
+ARCHITECTURE_SHARE = 0.25  # of the training rows, from which ProxylessNAS learns the architecture (choice)
+RECALIBRATION_ROWS = 512  # training rows that BatchNorm statistics are taken from (choice)
+EVALUATION_ROWS = 1000  # validation rows that a network of the front is scored on, at most (choice)
+LEAST_EPOCHS, MOST_EPOCHS = 10, 60  # of a network that is trained from scratch (choice)
+FINALISTS = 4  # networks that are returned (choice)
+MARGIN = 0.97  # of the limit that a returned network may take: a fresh measurement must not break it (choice)
+DEFAULT_SIZE = 64  # pixels of images in which larger ones are searched, for want of another wish (choice)
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What a search gave. networks: found/N, best first, each with its quality on validation rows and milliseconds.
+
+    front, evaluated: of the super-network, predicted; importance: of the choices for quality. agreement: of the table.
+    """
+
+    folder: str
+    metric: str
+    space: str
+    networks: tuple[Mapping[str, Any], ...]
+    evaluated: tuple[Mapping[str, Any], ...]
+    history: tuple[Mapping[str, Any], ...]
+    importance: tuple[Mapping[str, Any], ...]
+    agreement: Mapping[str, Any]
+    setting: Mapping[str, Any]
+    limit_ms: float | None
+    fastest_ms: float
+    slowest_ms: float
+    seconds: float
+
+
+def search_networks(
+    data: Any,
+    *,
+    output: Path | str,
+    source: str | None = None,
+    latency_ms: float | None = None,
+    budget_s: float = 600.0,
+    image_size: int | None = None,
+    table: Path | str | LatencyTable | None = None,
+    any_device: bool = False,
+    runtime: Literal["onnxruntime", "pytorch"] = "onnxruntime",
+    precision: Literal["float32", "bfloat16", "int8"] = "float32",
+    threads: int | None = None,
+    start: Sequence[Code] = (),
+    context: Context = Context(),
+    **fields: Any,
+) -> Searched:
+    """Search networks for a classification task; see the file's head.
+
+    data, fields: as for `fit`. output: the folder; a stopped search goes on there. source: the BERT to slice
+        (zoo:minilm) for texts. latency_ms: limit of one call of ``batch_size`` rows; none returns the whole front.
+    image_size: pixels; the images' own side up to 64 by default. table: a latency table of this device, made here by
+        default; ``any_device`` takes one of another. start: codes that the search of the front starts from.
+    Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit cannot be
+    reached, before anything is trained; RunError for a folder of another search.
+    """
+    from ontarget.data import load
+    from ontarget.task import load_task
+
+    begun = time.monotonic()
+    request = load_task(data, fields)
+    loaded = load(request.task)
+    _check(loaded, budget_s)
+    folder = RunFolder(output)
+    setting = Setting(runtime, threads or os.cpu_count() or 1, request.task.batch_size, precision)
+    asked = {
+        "fingerprint": loaded.fingerprint, "source": source, "latency_ms": latency_ms, "image_size": image_size,
+        "setting": asdict(setting), "seed": request.task.seed, "budget_s": budget_s,
+    }  # fmt: skip
+    context = replace(context, seed=request.task.seed)
+    with folder.locked():
+        spent = max((row["start_s"] + row["seconds"] for row in folder.timeline()), default=0.0)
+        clock = Clock(budget_s, spent)
+        if folder.has("asked") and folder.read("asked") != _plain(asked):
+            raise RunError(
+                f"The folder {output} holds a search of another task or with other settings.", option="--output",
+                next_step="choose another folder",
+            )  # fmt: skip
+        folder.write("asked", asked)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads or os.cpu_count() or 1)
+        try:
+            work: _Search = (
+                _ImageSearch(loaded, image_size, context) if loaded.modality == "image"
+                else _TextSearch(loaded, source, request.task.max_length, context)
+            )  # fmt: skip
+            return _searched(work, folder, clock, setting, table, any_device, latency_ms, start, context, begun)
+        finally:
+            torch.set_num_threads(before)
+
+
+def _searched(
+    work: _Search,
+    folder: RunFolder,
+    clock: Clock,
+    setting: Setting,
+    given: Path | str | LatencyTable | None,
+    any_device: bool,
+    latency_ms: float | None,
+    start: Sequence[Code],
+    context: Context,
+    begun: float,
+) -> Searched:
+    from ontarget.report.search_page import write_search_page
+    from ontarget.search.concurrent_nas import concurrent_nas
+    from ontarget.search.genetic import non_dominated
+    from ontarget.search.importance import importance
+
+    space, path = work.space, folder.path
+    table = _table(space, setting, given, any_device, path / "latency_table.json", context)
+    fastest, slowest = extremes(space, table)
+    if latency_ms is not None and latency_ms < table.predict(space.operators(fastest)):
+        raise LimitError(
+            f"A latency of {latency_ms:g} ms cannot be reached: the fastest network of this space takes "
+            f"{table.predict(space.operators(fastest)):.3g} ms.",
+            option="--latency-ms", next_step="raise the limit, or lower --image-size or --max-length",
+        )  # fmt: skip
+    weights = path / "supernetwork.safetensors"
+
+    def train() -> dict[str, Any]:
+        if context.progress is not None:
+            context.progress(0, 1, "training the super-network")
+        seconds = TRAINING_SHARE * clock.budget_s
+        result = work.train(table, latency_ms, replace(context, deadline=clock.deadline(seconds)), seconds)
+        work.save(weights)
+        return result
+
+    trained = folder.once("training", train, clock=clock, kind="training")
+    work.restore(weights)
+    left = EVALUATION_SHARE * clock.budget_s
+    budget = int(np.clip(left / max(work.seconds_of_one(), 1e-3), 60, 400))
+
+    def evaluate(codes: Sequence[Code]) -> Any:
+        return np.array([[1 - work.quality(code), table.predict(space.operators(code))] for code in codes])
+
+    def front() -> dict[str, Any]:
+        first = [*map(tuple, start), *map(tuple, trained["codes"]), fastest, slowest]
+        found = concurrent_nas(
+            space, evaluate, budget=budget, population=min(50, budget // 3), start=first,
+            journal=path / "evaluated.jsonl",
+            context=replace(context, deadline=clock.deadline(left)),
+        )  # fmt: skip
+        return {"codes": found.codes, "values": found.values, "history": found.history}
+
+    evaluated = folder.once("front", front, clock=clock, kind="measuring")
+    codes, values = [tuple(code) for code in evaluated["codes"]], np.array(evaluated["values"])
+    limit = float("inf") if latency_ms is None else latency_ms
+    chosen = finalists(codes, values, limit, extra=[tuple(code) for code in trained["codes"]])
+
+    def finish() -> list[dict[str, Any]]:
+        found = []
+        for at, code in enumerate(chosen):
+            target = path / "candidates" / f"{at + 1}"
+            left = 0.9 * clock.remaining_s()
+            if at and left < work.seconds_to_finish(code):  # the first is finished in any case
+                break
+            if not (target / "network.json").exists():
+                work.finish(code, target, context, left / (len(chosen) - at))
+            found.append({"code": code, "folder": str(target)})
+        return found
+
+    made = folder.once("finalists", finish, clock=clock, kind="training")
+
+    def measure() -> list[dict[str, Any]]:
+        from ontarget.pool.found_networks import read_info
+        from ontarget.search.measure_found import measure_found
+
+        folders = [Path(entry["folder"]) for entry in made]
+        if context.progress is not None:
+            context.progress(0, 1, "measuring in a fresh process")
+        times = measure_found(folders, setting)
+        rows = []
+        for entry, measured in zip(made, times, strict=True):
+            code = tuple(entry["code"])
+            info = read_info(Path(entry["folder"]))
+            rows.append(
+                {
+                    **entry, "quality": info["quality"], "measured_ms": measured,
+                    "predicted_ms": table.predict(space.operators(code)), "config": space.config(code),
+                    "kept": measured <= MARGIN * limit,
+                }
+            )  # fmt: skip
+        return rows
+
+    measured = folder.once("measured", measure, clock=clock, kind="measuring")
+    kept = [row for row in measured if row["kept"]]
+    if not kept:
+        raise LimitError(
+            f"No network that was trained stays within {MARGIN:.0%} of {latency_ms:g} ms: the fastest takes "
+            f"{min(row['measured_ms'] for row in measured):.3g} ms.",
+            option="--latency-ms", next_step="raise the limit a little, or profile this device when it is quiet",
+        )  # fmt: skip
+    points = np.array([[1 - row["quality"], row["measured_ms"]] for row in kept])
+    kept = [kept[at] for at in non_dominated(points)]
+    kept.sort(key=lambda row: -row["quality"])
+    networks = _publish(path, kept)
+    result = Searched(
+        str(path), work.data.metric, work.name, tuple(networks),
+        tuple({"code": code, "quality": 1 - value[0], "predicted_ms": value[1]}
+              for code, value in zip(codes, values.tolist(), strict=True)),
+        tuple(evaluated["history"]), tuple(importance(space, codes, 1 - values[:, 0])),
+        {**asdict(table.agreement), "kendall": table.agreement.kendall, "error": table.agreement.median_error},
+        asdict(setting), latency_ms, table.predict(space.operators(fastest)),
+        table.predict(space.operators(slowest)), time.monotonic() - begun,
+    )  # fmt: skip
+    write_atomic(path / "search.json", to_json(asdict(result)))
+    write_search_page(path / "search.html", result, trained.get("history", ()))
+    return result
+
+
+def earlier_codes(folder: Path | str) -> tuple[Code, ...]:
+    """The front of an earlier search, best first: the start for another device. Raises RunError for another folder."""
+    import json
+
+    from ontarget.search.genetic import non_dominated
+
+    try:
+        rows = json.loads((Path(folder) / "search.json").read_text())["evaluated"]
+        values = np.array([[1 - row["quality"], row["predicted_ms"]] for row in rows])
+        return tuple(tuple(rows[at]["code"]) for at in non_dominated(values))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise RunError(f"{folder} holds no finished search.", option="--warm-start") from error
+
+
+def extremes(space: ElasticNetwork, table: LatencyTable) -> tuple[Code, Code]:
+    """(fastest, slowest) code by the table: one slot after the other is set to its best choice until none changes.
+
+    Exact where a slot's time does not depend on the others, as in the spaces here.
+    """
+
+    def best(sign: float) -> Code:
+        code: Code = tuple(0 if sign > 0 else slot.choices - 1 for slot in space.slots)
+        for _ in range(3):
+            before = code
+            for at, slot in enumerate(space.slots):
+                options = [space.canonical((*code[:at], choice, *code[at + 1 :])) for choice in range(slot.choices)]
+                code = min(options, key=lambda option: sign * table.predict(space.operators(option)))
+            if code == before:
+                break
+        return code
+
+    return best(1.0), best(-1.0)
+
+
+def finalists(codes: Sequence[Code], values: Any, limit_ms: float, *, extra: Sequence[Code] = ()) -> list[Code]:
+    """Networks to finish, `FINALISTS` at most: the best within the limit, the extras, and others spread over the front.
+
+    values: (N, 2), 1 - quality and milliseconds.
+    """
+    from ontarget.search.genetic import non_dominated
+
+    order = [at for at in non_dominated(values) if values[at, 1] <= MARGIN * limit_ms]
+    order.sort(key=lambda at: values[at, 0])
+    known = {code: at for at, code in enumerate(codes)}
+    within = [code for code in extra if code in known and values[known[code], 1] <= MARGIN * limit_ms]
+    chosen = dict.fromkeys([*(codes[at] for at in order[:1]), *within])
+    left = FINALISTS - len(chosen)
+    if left > 0 and len(order) > 1:
+        for at in np.linspace(1, len(order) - 1, min(left, len(order) - 1)).round().astype(int):
+            chosen.setdefault(codes[order[at]])
+    if not chosen:  # the table's fastest were not evaluated, or all lie within the margin
+        chosen = dict.fromkeys([codes[int(np.argmin(values[:, 1]))]])
+    return list(chosen)[:FINALISTS]
+
+
+class _ImageSearch:
+    """A space of mobile CNNs for the task's images."""
+
+    name = "mobile"
+
+    def __init__(self, data: TargetData, image_size: int | None, context: Context) -> None:
+        from ontarget.runtime.preprocess import open_image
+        from ontarget.search.example_rows import ExampleRows, Part, image_preprocess
+        from ontarget.search.mobile_space import MobileSpace, stages_for
+
+        self.data, self.context = data, context
+        size = image_size or min(DEFAULT_SIZE, max(16, max(open_image(data.train.inputs[0]).size)))
+        if not 16 <= size <= 512:
+            raise SettingError(f"image_size is {size}.", allowed="16 to 512", option="--image-size")
+        self.preprocess = image_preprocess(data.train, size)
+        torch.manual_seed(context.seed)
+        self.space = MobileSpace(
+            image_size=size, channels=self.preprocess.settings["channels"], outputs=data.outputs, **stages_for(size)
+        )
+        self.train_rows = ExampleRows(self.preprocess, data.train)
+        order = np.random.default_rng(context.seed).permutation(len(data.train))
+        split = int(len(order) * (1 - ARCHITECTURE_SHARE))
+        self.weight_rows = Part(self.train_rows, order[:split])
+        self.architecture_rows = Part(self.train_rows, order[split:])
+        self.calibration = Part(self.train_rows, order[:RECALIBRATION_ROWS])
+        validation = ExampleRows(self.preprocess, data.validation)
+        self.validation = validation
+        shown = np.sort(np.random.default_rng(context.seed).permutation(len(validation))[:EVALUATION_ROWS])
+        self.sample = Part(validation, shown)
+
+    def train(self, table: LatencyTable, latency_ms: float | None, context: Context, seconds: float) -> dict[str, Any]:
+        from ontarget.search.proxyless import Costs, proxyless
+
+        costs = Costs(self.space, table)
+        fast, slow = costs.of(costs.fastest()), table.predict(self.space.operators(extremes(self.space, table)[1]))
+        target = latency_ms if latency_ms is not None else (fast * slow) ** 0.5
+        batch = int(np.clip(len(self.weight_rows) // 30, 16, 128))
+        epoch_s = self._epoch_seconds(batch)
+        # A search step costs about as much as all candidates of a path together, every fifth step.
+        epochs = int(np.clip(seconds / (2.5 * epoch_s), 3, 160))
+        warm = max(1, epochs // 3)
+        result = proxyless(
+            self.space, self.weight_rows, self.architecture_rows, table=table, latency_ms=target,
+            epochs=max(2, epochs - warm), warm_up_epochs=warm, batch_size=batch, architecture_rate=6e-3,
+            strength=(1.0, 0.6), context=context,
+        )  # fmt: skip
+        return {"codes": [result.code], "history": result.history, "probabilities": result.probabilities}
+
+    def _epoch_seconds(self, batch: int) -> float:
+        """Of one epoch with weights alone, from a few steps."""
+        from ontarget.search.rows import batches
+        from ontarget.search.space import draw
+
+        generator = np.random.default_rng(0)
+        steps = max(1, len(self.weight_rows) // batch)
+        begun, done = time.monotonic(), 0
+        for images, labels in batches(self.weight_rows, batch, seed=0, epoch=0):
+            loss = torch.nn.functional.cross_entropy(self.space(images, draw(self.space, generator)), labels)
+            torch.autograd.grad(loss, [self.space.head.linear.weight])
+            done += 1
+            if done >= 8:
+                break
+        return (time.monotonic() - begun) / done * steps
+
+    def save(self, path: Path) -> None:
+        _save_weights(self.space, path)
+
+    def restore(self, path: Path) -> None:
+        _restore_weights(self.space, path)
+
+    def quality(self, code: Code) -> float:
+        from ontarget.adapt.metric import metric_value
+        from ontarget.search.retrain import recalibrate, scores
+
+        network = self.space.slice(code)
+        recalibrate(network, self.calibration)
+        targets = self.data.validation.targets[self.sample.positions.numpy()]
+        return metric_value(self.data.metric, scores(network, self.sample), targets)
+
+    def seconds_of_one(self) -> float:
+        from ontarget.search.space import draw
+
+        begun = time.monotonic()
+        self.quality(draw(self.space, np.random.default_rng(0)))
+        return time.monotonic() - begun
+
+    def seconds_to_finish(self, code: Code) -> float:
+        """Of the fewest epochs that a network is trained for."""
+        from ontarget.pool.found_networks import build_network
+        from ontarget.search.retrain import retrain
+
+        rows, network = _Few(self.train_rows, 8 * self.batch), build_network(self.space.config(code))
+        retrain(network, _Few(self.train_rows, 2 * self.batch), epochs=1, batch_size=self.batch)  # warm-up
+        begun = time.monotonic()
+        retrain(network, rows, epochs=1, batch_size=self.batch)
+        return LEAST_EPOCHS * (time.monotonic() - begun) * len(self.train_rows) / len(rows)
+
+    @property
+    def batch(self) -> int:
+        """Rows of a step when a network is trained from scratch."""
+        return int(np.clip(len(self.train_rows) // 30, 16, 64))
+
+    def finish(self, code: Code, folder: Path, context: Context, seconds: float) -> None:
+        """Train from scratch, for the seconds but `LEAST_EPOCHS` at least, and store."""
+        from ontarget.adapt.metric import metric_value
+        from ontarget.pool.found_networks import build_network
+        from ontarget.search.retrain import retrain, scores
+
+        epochs = int(np.clip(LEAST_EPOCHS * seconds / self.seconds_to_finish(code), LEAST_EPOCHS, MOST_EPOCHS))
+        torch.manual_seed(context.seed)
+        config = self.space.config(code)
+        network = build_network(config)
+        retrain(
+            network, self.train_rows, epochs=epochs, batch_size=self.batch,
+            what="training a found network from scratch", context=replace(context, deadline=None),
+        )  # fmt: skip
+        found = scores(network, self.validation)
+        _store(self, network, config, folder, code, metric_value(self.data.metric, found, self.data.validation.targets),
+               epochs=epochs)  # fmt: skip
+
+
+class _TextSearch:
+    """A pretrained BERT and its slices for the task's texts."""
+
+    name = "bert"
+
+    def __init__(self, data: TargetData, source: str | None, max_length: int | None, context: Context) -> None:
+        from ontarget.pool import load, resolve
+        from ontarget.search.elastic_bert import elastic_bert
+        from ontarget.search.example_rows import ExampleRows, Part
+
+        self.data, self.context = data, context
+        self.locator = source or "zoo:minilm"
+        loaded = load(resolve(self.locator), max_length=max_length)
+        model = getattr(loaded.encoder, "model", None)
+        if model is None or loaded.preprocess.kind != "tokens":
+            raise SettingError(
+                f"'{self.locator}' cannot be sliced.", allowed="BERT encoders", option="--source",
+                next_step="use zoo:minilm, or hub:/file: of a BertModel",
+            )  # fmt: skip
+        self.preprocess = loaded.preprocess
+        self.train_rows = ExampleRows(self.preprocess, data.train)
+        lengths = self.train_rows.source.lengths
+        assert lengths is not None  # texts have been tokenized
+        # Operators are timed at the length of nine rows in ten.
+        self.length = int(np.clip(np.percentile(lengths, 90), 8, int(self.preprocess.settings["max_length"])))
+        self.space = elastic_bert(model, outputs=data.outputs, length=self.length)
+        self.validation = ExampleRows(self.preprocess, data.validation)
+        shown = np.sort(np.random.default_rng(context.seed).permutation(len(self.validation))[:EVALUATION_ROWS])
+        self.sample = Part(self.validation, shown)
+
+    def train(self, table: LatencyTable, latency_ms: float | None, context: Context, seconds: float) -> dict[str, Any]:
+        from ontarget.search.instatune import instatune, sort_by_importance
+        from ontarget.search.rows import batches
+        from ontarget.search.space import draw
+
+        batch, generator = 32, np.random.default_rng(0)
+        steps = max(1, len(self.train_rows) // batch)
+        begun, done = time.monotonic(), 0
+        for ids, mask, labels in batches(self.train_rows, batch, seed=0, epoch=0):
+            codes = (self.space.largest, draw(self.space, generator))
+            losses = [torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels) for code in codes]
+            loss = torch.stack(losses).sum()
+            torch.autograd.grad(loss, list(self.space.parameters()), allow_unused=True)
+            done += 1
+            if done >= 3:
+                break
+        epoch_s = 1.15 * (time.monotonic() - begun) / done * steps
+        epochs = int(np.clip(seconds / epoch_s, 1, 8))
+        sort_by_importance(self.space, _Few(self.train_rows, 256))
+        result = instatune(self.space, self.train_rows, epochs=epochs, batch_size=batch, context=context)
+        return {"codes": [self.space.largest], "history": result.history}
+
+    def save(self, path: Path) -> None:
+        _save_weights(self.space, path)
+
+    def restore(self, path: Path) -> None:
+        _restore_weights(self.space, path)
+
+    def quality(self, code: Code) -> float:
+        from ontarget.adapt.metric import metric_value
+
+        targets = self.data.validation.targets[self.sample.positions.numpy()]
+        return metric_value(self.data.metric, _token_scores(self.space.slice(code), self.sample), targets)
+
+    def seconds_of_one(self) -> float:
+        begun = time.monotonic()
+        self.quality(self.space.largest)
+        return 0.7 * (time.monotonic() - begun)
+
+    def seconds_to_finish(self, code: Code) -> float:
+        return 0.0
+
+    def finish(self, code: Code, folder: Path, context: Context, seconds: float) -> None:
+        """Slice and store."""
+        from ontarget.adapt.metric import metric_value
+
+        network = self.space.slice(code).eval()
+        found = _token_scores(network, self.validation)
+        _store(self, network, self.space.config(code), folder, code,
+               metric_value(self.data.metric, found, self.data.validation.targets), length=self.length)  # fmt: skip
+
+
+_Search = _ImageSearch | _TextSearch
+
+
+class _Few:
+    """The first rows of others."""
+
+    def __init__(self, rows: Any, count: int) -> None:
+        self.rows, self.count = rows, min(count, len(rows))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, positions: Any) -> Any:
+        return self.rows[positions]
+
+
+def _token_scores(network: Any, rows: Any, batch_size: int = 64) -> Any:
+    """Scores (N, C) of token rows in their order; batches go by length, so that little is padding."""
+    network.eval()
+    positions = getattr(rows, "positions", torch.arange(len(rows)))
+    whole = getattr(rows, "rows", rows)
+    order = np.argsort(whole.source.lengths[positions.numpy()], kind="stable")
+    parts = []
+    with torch.inference_mode():
+        for at in range(0, len(order), batch_size):
+            ids, mask, _ = rows[torch.from_numpy(order[at : at + batch_size])]
+            parts.append(network(ids, mask))
+    return torch.cat(parts).numpy()[np.argsort(order, kind="stable")]
+
+
+def _store(
+    work: Any,
+    network: torch.nn.Module,
+    config: Mapping[str, Any],
+    folder: Path,
+    code: Code,
+    quality: float,
+    **more: Any,
+) -> None:
+    from ontarget.pool.found_networks import digests, save_found
+
+    save_found(
+        folder, network, config, work.preprocess, seen=digests(work.data.train.inputs, work.data.modality),
+        code=list(code), quality=quality, metric=work.data.metric, classes=list(work.data.classes),
+        fingerprint=work.data.fingerprint, **more,
+    )  # fmt: skip
+
+
+def _save_weights(module: torch.nn.Module, path: Path) -> None:
+    from safetensors.torch import save
+
+    write_atomic(path, save({name: value.contiguous() for name, value in module.state_dict().items()}))
+
+
+def _restore_weights(module: torch.nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        module.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"{path} is missing or damaged.", next_step="delete stages/training.json beside it") from error
+    module.eval()
+
+
+def _publish(path: Path, kept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """found/1 ...: the kept networks, best first."""
+    import shutil
+
+    target = path / "found"
+    if target.exists():
+        shutil.rmtree(target)
+    networks = []
+    for at, row in enumerate(kept):
+        shutil.copytree(row["folder"], target / str(at + 1))
+        networks.append({**row, "folder": str(target / str(at + 1)), "locator": f"file:{target / str(at + 1)}"})
+    return networks
+
+
+def _table(
+    space: ElasticNetwork,
+    setting: Setting,
+    given: Path | str | LatencyTable | None,
+    any_device: bool,
+    path: Path,
+    context: Context,
+) -> LatencyTable:
+    table = given if isinstance(given, LatencyTable) else LatencyTable.load(Path(given)) if given else None
+    if table is None and path.exists():
+        table = LatencyTable.load(path)
+    if table is None:
+        table = profile(space, setting, context=context)
+    elif not any_device:
+        table.check_device()
+    if table.setting != setting and given is not None:
+        raise SettingError(
+            f"The latency table is of {table.setting}, and {setting} is asked for.", option="--table",
+            next_step="make a table with the same runtime, precision, threads and batch size",
+        )  # fmt: skip
+    table.save(path)
+    return table
+
+
+def _check(data: TargetData, budget_s: float) -> None:
+    if data.kind != "classification" or data.modality == "features" or data.columns > 1:
+        raise DataError(
+            f"Networks are searched for {data.kind} of {data.modality} with {data.columns} field(s) not yet.",
+            allowed="classification of images, or of texts in one field",
+        )
+    if len(data.folds) or len(data.train) < LEAST_ROWS:
+        raise DataError(
+            f"{len(data.train)} labelled rows are too few to search networks with.", allowed=f"{LEAST_ROWS} or more "
+            "for training, and a validation split", next_step="use ontarget fit, which starts from pretrained models",
+        )  # fmt: skip
+    if not budget_s >= 30:
+        raise SettingError(f"The budget is {budget_s:g} s.", allowed="30 s or more", option="--budget")
+
+
+def _plain(value: Any) -> Any:
+    import json
+
+    return json.loads(to_json(value))

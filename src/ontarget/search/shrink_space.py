@@ -1,0 +1,82 @@
+"""PopDB: a space cut down to what a search on one device visited in clusters, for sibling devices.
+
+Sarah et al., arXiv 2202.12954, section on PopDB. All configurations visited on a device are clustered (HDBSCAN,
+smallest cluster 50, 10 samples); a choice of a slot that fewer than 1% of the points in clusters make is left out.
+Checked: tests/search/test_shrink_space.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ontarget.errors import DataError
+from ontarget.search.space import Code, ElasticNetwork, Operator, Slot, one_hot
+
+SMALLEST_CLUSTER, SAMPLES, RARE = 50, 10, 0.01
+
+
+class ShrunkSpace:
+    """An `ElasticNetwork` with fewer choices over another: slot choices are positions in ``kept``."""
+
+    def __init__(self, space: ElasticNetwork, kept: Sequence[Sequence[int]]) -> None:
+        self.space, self.kept = space, tuple(tuple(choices) for choices in kept)
+        self.slots = tuple(
+            Slot(slot.name, len(choices), tuple(slot.labels[choice] for choice in choices) if slot.labels else ())
+            for slot, choices in zip(space.slots, self.kept, strict=True)
+        )
+
+    def outer(self, code: Code) -> Code:
+        """The same network's code in the whole space."""
+        return self.space.canonical(tuple(choices[value] for choices, value in zip(self.kept, code, strict=True)))
+
+    def canonical(self, code: Code) -> Code:
+        """Slots without effect at 0."""
+        result = list(code)
+        whole = self.outer(code)
+        for at in range(len(code)):
+            if self.outer((*code[:at], 0, *code[at + 1 :])) == whole:
+                result[at] = 0
+        return tuple(result)
+
+    def slice(self, code: Code) -> torch.nn.Module:
+        return self.space.slice(self.outer(code))
+
+    def config(self, code: Code) -> dict[str, Any]:
+        return self.space.config(self.outer(code))
+
+    def operators(self, code: Code) -> tuple[Operator, ...]:
+        return self.space.operators(self.outer(code))
+
+    def example(self, batch_size: int) -> tuple[Tensor, ...]:
+        return self.space.example(batch_size)
+
+
+def shrink_space(space: ElasticNetwork, visited: Sequence[Code]) -> ShrunkSpace:
+    """The space without the choices that clusters of ``visited`` codes, equal ones counted once, hardly make.
+
+    Every slot keeps its most frequent choice. Without any cluster nothing is left out. Raises DataError for fewer
+    different codes than a smallest cluster, 50.
+    """
+    from sklearn.cluster import HDBSCAN
+
+    codes = list(dict.fromkeys(space.canonical(code) for code in visited))
+    if len(codes) < SMALLEST_CLUSTER:
+        raise DataError(
+            f"{len(codes)} different networks were visited.", allowed=f"{SMALLEST_CLUSTER} or more",
+            next_step="give the search a larger budget before its space is cut down",
+        )  # fmt: skip
+    features = one_hot(space, codes)
+    model = HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, min_samples=min(SAMPLES, len(codes)), copy=True)
+    inside = np.flatnonzero(model.fit_predict(features) >= 0)
+    points = np.array(codes)[inside]
+    kept = []
+    for at, slot in enumerate(space.slots):
+        shares = np.bincount(points[:, at], minlength=slot.choices) / max(1, len(points))
+        choices = [choice for choice in range(slot.choices) if shares[choice] >= RARE]
+        kept.append(choices if len(points) else list(range(slot.choices)))
+    return ShrunkSpace(space, kept)
