@@ -4,13 +4,13 @@ The spec's honest check, optimizer part: a 4-layer, 64-wide vision transformer o
 2,048, equal epochs. For each optimizer and batch a grid of 5 learning rates x 3 weight decays, chosen on validation
 rows with a seed of its own; then five seeds on the test rows. Scaled down: 10,000 training images and 12 epochs in 16
 patches of 7 x 7 pixels; the grids are searched with 6 epochs at batch 2,048 and 2 at batch 64 (choice). Lion's rates
-are a third of AdamW's; the first recorded result had a tenth, and its best rate was the highest of the grid.
+reach as high as AdamW's: in the recorded results with a tenth and a third of AdamW's the best rate was the highest.
 """
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ MEASURE = "accuracy"
 
 TRAIN, VALIDATION, EPOCHS, GRID_SEED = 10_000, 2_000, 12, 1000
 GRID_EPOCHS = {64: 2, 2048: 6}
-RATES = {"adamw": (3e-4, 1e-3, 3e-3, 6e-3, 1e-2), "lion": (1e-4, 3e-4, 1e-3, 2e-3, 3.3e-3)}
+RATES = {"adamw": (3e-4, 1e-3, 3e-3, 6e-3, 1e-2), "lion": (1e-3, 2e-3, 3.3e-3, 6e-3, 1e-2)}
 DECAYS = {"adamw": (0.0, 0.05, 0.5), "lion": (0.0, 0.5, 5.0)}
 
 
@@ -114,12 +114,20 @@ def train(name: str, batch: int, rate: float, decay: float, epochs: int, seed: i
     return network.eval()
 
 
+def training_source() -> str:
+    """What a grid's results depend on: they stay where the grid alone grows."""
+    from ontarget.parts.optimizers.lion import Lion
+
+    code = "".join(map(inspect.getsource, (TinyTransformer, data.__wrapped__, accuracy, train, Lion)))
+    return f"{code} {TRAIN} {VALIDATION} {GRID_SEED}"
+
+
 def tried(name: str, batch: int, rate: float, decay: float) -> float:
     """Validation accuracy of one setting with a seed that no measured run uses; kept in the cache."""
     from ontarget.pool.cache import cached_json, key_of
 
     found, _ = cached_json(
-        key_of(Path(__file__).read_text(), name, batch, rate, decay),
+        key_of(training_source(), name, batch, rate, decay, GRID_EPOCHS[batch]),
         lambda: accuracy(train(name, batch, rate, decay, GRID_EPOCHS[batch], GRID_SEED), "validation"),
         room="claims",
     )

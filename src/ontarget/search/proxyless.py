@@ -21,6 +21,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +33,7 @@ from ontarget.latency_table import LatencyTable
 from ontarget.search.mobile_space import MixedEdge, MobileSpace
 from ontarget.search.rows import Rows, batches, endless
 from ontarget.search.space import Code
+from ontarget.search.training_state import load_state, save_state
 from ontarget.values import Context
 
 Mode = Literal["full", "two", "reinforce"]
@@ -73,6 +75,7 @@ def proxyless(
     architecture_every: int = 5,
     latency_loss: Literal["multiply", "add"] = "multiply",
     strength: tuple[float, float] = (0.2, 0.3),
+    checkpoint: Path | None = None,
     context: Context = Context(),
 ) -> ProxylessResult:
     """Search the space for classification; its weights are trained on the way.
@@ -85,6 +88,7 @@ def proxyless(
         loss as a whole and so does nothing under Adam; without a latency term: ``("add", (0, 0))``.
     epochs of the joint search after ``warm_up_epochs`` with weights alone; both on a cosine from their own rate. The
         architecture is left alone in the first epoch and then takes one step of Adam every ``architecture_every``.
+    checkpoint: a file in which the state is kept after each epoch, and from which a killed search goes on.
     Raises SettingError: settings out of range. LimitError: an operator that the table lacks.
     """
     _check(mode, latency_ms, epochs, warm_up_epochs, latency_loss)
@@ -96,17 +100,30 @@ def proxyless(
     logits = [torch.randn(edge.choices, device=context.device).mul_(1e-3).requires_grad_() for edge in space.edges]
     architecture = torch.optim.Adam(logits, lr=architecture_rate, betas=(0.0, 0.999), weight_decay=0.0)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-    held_out = endless(validation, batch_size, seed=context.seed + 1)
     per_epoch = math.ceil(len(train) / batch_size)
     history: list[dict[str, Any]] = []
     baseline: float | None = None
-    total, done = (warm_up_epochs + epochs) * per_epoch, 0
+    total = (warm_up_epochs + epochs) * per_epoch
+    stored = load_state(checkpoint, generator)
+    if stored is not None:
+        space.load_state_dict(stored["space"])
+        architecture.load_state_dict(stored["architecture"])
+        for values, old in zip(logits, stored["logits"], strict=True):
+            values.data.copy_(old)
+        baseline, history = stored["baseline"], stored["history"]
     for phase, count, rate in (("warm-up", warm_up_epochs, warm_up_rate), ("search", epochs, learning_rate)):
         optimizer = torch.optim.SGD(space.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=weight_decay)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, count * per_epoch))
-        for epoch in range(count):
+        before = 0 if phase == "warm-up" else warm_up_epochs  # epochs of the earlier phase
+        first = min(count, max(0, len(history) - before))
+        if stored is not None and stored["phase"] == phase:
+            optimizer.load_state_dict(stored["optimizer"])
+            schedule.load_state_dict(stored["schedule"])
+        for epoch in range(first, count):
             losses = []
-            for step, (images, labels) in enumerate(batches(train, batch_size, seed=context.seed, epoch=done)):
+            done = len(history) * per_epoch
+            held_out = endless(validation, batch_size, seed=context.seed + 1 + len(history))
+            for step, (images, labels) in enumerate(batches(train, batch_size, seed=context.seed, epoch=len(history))):
                 code = draw_code(logits, generator)
                 loss = criterion(space(images.to(context.device), code), labels.to(context.device))
                 optimizer.zero_grad(set_to_none=True)

@@ -480,7 +480,7 @@ class _TextSearch:
         from ontarget.adapt.metric import metric_value
 
         targets = self.data.validation.targets[self.sample.positions.numpy()]
-        return metric_value(self.data.metric, _token_scores(self.space.slice(code), self.sample), targets)
+        return metric_value(self.data.metric, token_scores(self.space.slice(code), self.sample), targets)
 
     def seconds_of_one(self) -> float:
         begun = time.monotonic()
@@ -495,7 +495,7 @@ class _TextSearch:
         from ontarget.adapt.metric import metric_value
 
         network = self.space.slice(code).eval()
-        found = _token_scores(network, self.validation)
+        found = token_scores(network, self.validation)
         _store(self, network, self.space.config(code), folder, code,
                metric_value(self.data.metric, found, self.data.validation.targets), length=self.length)  # fmt: skip
 
@@ -516,7 +516,7 @@ class _Few:
         return self.rows[positions]
 
 
-def _token_scores(network: Any, rows: Any, batch_size: int = 64) -> Any:
+def token_scores(network: Any, rows: Any, batch_size: int = 64) -> Any:
     """Scores (N, C) of token rows in their order; batches go by length, so that little is padding."""
     network.eval()
     positions = getattr(rows, "positions", torch.arange(len(rows)))
