@@ -5,7 +5,8 @@ training texts, 500 validation and 1,000 test texts, 32 tokens; depth {4, 5, 6},
 1152, 1536}; 2 epochs. 40 common sub-networks, drawn by the seed, and the full one are scored on the test texts. The
 measure is the hypervolume of test accuracy and share of the full model's multiply-accumulates, up to (0, 1); the slice
 under 70% is chosen on validation texts. The ordinarily tuned model gets the same steps, and, in an arm of its own,
-twice the epochs: a step of InstaTune costs about twice as much. Heads and neurons are sliced in the given order in all arms.
+twice the epochs: a step of InstaTune costs about twice as much. Heads and neurons are sliced in the given order in all
+arms.
 """
 
 from __future__ import annotations

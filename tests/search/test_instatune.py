@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ontarget.parts.slim_bert import SlimBert
 from ontarget.search.elastic_bert import ElasticBert, elastic_bert, from_bert
 from ontarget.search.instatune import divergence, instatune, instatune_loss, linear_schedule, sort_by_importance
 from ontarget.search.space import count, draw
+from ontarget.values import Context
 
 CONFIG: dict[str, Any] = {
     "network": "bert", "vocabulary": 50, "positions": 16, "width": 24, "head_width": 6, "outputs": 3,
@@ -160,6 +162,24 @@ def test_training_teaches_slices_and_repeats_itself() -> None:
     with torch.inference_mode():
         found = (spaces[0].slice(smallest)(ids, mask).argmax(1) == labels).float().mean()
     assert found > 0.6
+
+
+def test_a_killed_training_goes_on_as_if_it_had_not_been_killed(tmp_path: Path) -> None:
+    rows, whole = learnable(48), space_of()
+    expected = instatune(whole, rows, epochs=3, batch_size=16, learning_rate=1e-3)
+
+    def dying(done: int, total: int, what: str) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        instatune(space_of(), rows, epochs=3, batch_size=16, learning_rate=1e-3, checkpoint=state,
+                  context=Context(progress=dying))  # fmt: skip
+    again = space_of(seed=4)
+    found = instatune(again, rows, epochs=3, batch_size=16, learning_rate=1e-3, checkpoint=state)
+    assert found.history == expected.history
+    assert all(torch.equal(one, other) for one, other in zip(again.state_dict().values(), whole.state_dict().values()))
 
 
 def test_a_teacher_is_asked_only_where_gamma_says_so_and_is_demanded() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from ontarget.errors import LimitError, SettingError
+from ontarget.errors import DataError, LimitError, RunError, SettingError
 from ontarget.latency_table import LatencyTable, Setting
 from ontarget.search.mobile_space import CHOICES, ZERO, MobileSpace, build
 from ontarget.search.proxyless import (
@@ -22,6 +25,7 @@ from ontarget.search.proxyless import (
     two_step,
 )
 from ontarget.search.space import draw
+from ontarget.values import Context
 
 
 def small(seed: int = 0) -> MobileSpace:
@@ -197,6 +201,39 @@ def test_same_seed_same_search() -> None:
     assert draw_code([torch.tensor([50.0, 0.0])], np.random.default_rng(0)) == (0,)
 
 
+@pytest.mark.parametrize("kill_at", [3, 6])
+def test_a_killed_search_goes_on_as_if_it_had_not_been_killed(kill_at: int, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    rows = TensorDataset(torch.randn(32, 1, 8, 8), torch.randint(0, 3, (32,)))
+    settings: dict[str, Any] = {
+        "latency_ms": 0.06, "epochs": 3, "warm_up_epochs": 2, "batch_size": 16, "architecture_rate": 0.1,
+        "architecture_every": 1, "mode": "two",
+    }  # fmt: skip
+    whole = small()
+    expected = proxyless(whole, rows, rows, table=table_of(whole), **settings)
+    calls = 0
+
+    def dying(done: int, total: int, what: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == kill_at:
+            raise KeyboardInterrupt
+
+    state = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        proxyless(
+            small(), rows, rows, table=table_of(whole), checkpoint=state, context=Context(progress=dying), **settings
+        )
+    torch.randn(7)  # another process has other randomness
+    again = small(seed=9)
+    found = proxyless(again, rows, rows, table=table_of(again), checkpoint=state, **settings)
+    assert found.probabilities == expected.probabilities and len(found.history) == 5
+    assert all(torch.equal(one, other) for one, other in zip(again.state_dict().values(), whole.state_dict().values()))
+    state.write_bytes(b"cut")
+    with pytest.raises(RunError, match="state is damaged"):
+        proxyless(small(), rows, rows, table=table_of(whole), checkpoint=state, **settings)
+
+
 def test_bad_settings_and_missing_operators_are_named() -> None:
     space = small()
     rows = TensorDataset(torch.randn(4, 1, 8, 8), torch.randint(0, 3, (4,)))
@@ -204,6 +241,8 @@ def test_bad_settings_and_missing_operators_are_named() -> None:
         proxyless(space, rows, rows, table=table_of(space), latency_ms=1.0, mode="gradient")  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="latency_ms is 0"):
         proxyless(space, rows, rows, table=table_of(space), latency_ms=0.0)
+    with pytest.raises(DataError, match="0 for the architecture"):
+        proxyless(space, rows, TensorDataset(*rows[:0]), table=table_of(space), latency_ms=1.0)
     with pytest.raises(LimitError, match="no entry for stem"):
         proxyless(space, rows, rows, table=LatencyTable({}, Setting(), {}), latency_ms=1.0)
     with pytest.raises(SettingError, match="down to 1 x 1"):

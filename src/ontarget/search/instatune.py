@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from ontarget.errors import SettingError
 from ontarget.search.elastic_bert import ElasticBert
 from ontarget.search.rows import Rows, batches
 from ontarget.search.space import draw
+from ontarget.search.training_state import load_state, save_state
 from ontarget.values import Context
 
 
@@ -54,6 +56,7 @@ def instatune(
     head_factor: float = 10.0,
     weight_decay: float = 0.01,
     warm_up: float = 0.1,
+    checkpoint: Path | None = None,
     context: Context = Context(),
 ) -> InstaTuned:
     """Tune the super-network's weights on (input_ids, attention_mask, labels) rows; ``space`` is changed.
@@ -62,7 +65,8 @@ def instatune(
     function of the epoch, counted from 0: the paper's cheap form is 1 in early epochs alone, its better one 1
     throughout. alpha: weight of the labels, in [0, 1]. temperature rho > 0 of the KL terms (1; choice); their gradients
     are not rescaled. Where S teaches s it is detached (choice). AdamW, linear warm-up over ``warm_up`` of the steps,
-    then linear decay; the head learns ``head_factor`` times as fast (choice). Raises SettingError.
+    then linear decay; the head learns ``head_factor`` times as fast (choice). checkpoint: a file in which the state is
+    kept after each epoch, and from which a killed training goes on. Raises SettingError.
     """
     if not 0 <= alpha <= 1 or temperature <= 0 or epochs < 1:
         raise SettingError(
@@ -77,13 +81,18 @@ def instatune(
     generator = np.random.default_rng(context.seed)
     space.to(context.device).train()
     optimizer = make_optimizer(space, learning_rate, head_factor, weight_decay)
-    per_epoch = sum(1 for _ in batches(train, batch_size, seed=context.seed, epoch=0)) if len(train) < 2 else (
-        len(train) // batch_size + (len(train) % batch_size > 1)
-    )  # fmt: skip
+    per_epoch = len(train) // batch_size + (len(train) % batch_size > 1)
     total = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(total, warm_up))
-    history, done = [], 0
-    for epoch in range(epochs):
+    history: list[dict[str, Any]] = []
+    stored = load_state(checkpoint, generator)
+    if stored is not None:
+        space.load_state_dict(stored["space"])
+        optimizer.load_state_dict(stored["optimizer"])
+        schedule.load_state_dict(stored["schedule"])
+        history = stored["history"]
+    done = len(history) * per_epoch
+    for epoch in range(len(history), epochs):
         sums = np.zeros(3)
         switch = of_epoch(epoch)
         for *inputs, labels in batches(train, batch_size, seed=context.seed, epoch=epoch):
@@ -111,6 +120,11 @@ def instatune(
         history.append({"epoch": epoch + 1, "loss": loss_, "full": full_, "part": part_})
         if context.deadline is not None and time.monotonic() > context.deadline:
             break
+        if checkpoint is not None:
+            save_state(
+                checkpoint, generator, space=space.state_dict(), optimizer=optimizer.state_dict(),
+                schedule=schedule.state_dict(), history=history,
+            )  # fmt: skip
     space.eval()
     return InstaTuned(tuple(history), done, time.monotonic() - start)
 

@@ -27,8 +27,8 @@ def operator_input(operator: Operator, batch_size: int) -> tuple[Tensor, ...]:
     """Random inputs (batch_size, *shape): float32, or token ids and mask for embeddings."""
     generator = torch.Generator().manual_seed(0)
     if operator.kind == "bert_embeddings":
-        length = operator.shape[0]
-        return (torch.randint(0, 1000, (batch_size, length), generator=generator),)
+        length, vocabulary = operator.shape[0], dict(operator.settings)["vocabulary"]
+        return (torch.randint(0, vocabulary, (batch_size, length), generator=generator),)
     pixels = torch.randn(batch_size, *operator.shape, generator=generator)
     if operator.kind == "bert_attention":
         return pixels, torch.ones(batch_size, operator.shape[0], dtype=torch.int64)

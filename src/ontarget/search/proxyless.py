@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ontarget.errors import SettingError
+from ontarget.errors import DataError, SettingError
 from ontarget.latency_table import LatencyTable
 from ontarget.search.mobile_space import MixedEdge, MobileSpace
 from ontarget.search.rows import Rows, batches, endless
@@ -89,9 +89,15 @@ def proxyless(
     epochs of the joint search after ``warm_up_epochs`` with weights alone; both on a cosine from their own rate. The
         architecture is left alone in the first epoch and then takes one step of Adam every ``architecture_every``.
     checkpoint: a file in which the state is kept after each epoch, and from which a killed search goes on.
-    Raises SettingError: settings out of range. LimitError: an operator that the table lacks.
+    Raises SettingError: settings out of range. DataError: fewer than 2 rows. LimitError: an operator that the table
+    lacks.
     """
     _check(mode, latency_ms, epochs, warm_up_epochs, latency_loss)
+    if min(len(train), len(validation)) < 2:
+        raise DataError(
+            f"{len(train)} rows for the weights and {len(validation)} for the architecture.",
+            allowed="2 or more of each",
+        )
     start = time.monotonic()
     torch.manual_seed(context.seed)
     generator = np.random.default_rng(context.seed)
@@ -159,6 +165,12 @@ def proxyless(
             )  # fmt: skip
             if context.deadline is not None and time.monotonic() > context.deadline:
                 break
+            if checkpoint is not None:
+                save_state(
+                    checkpoint, generator, space=space.state_dict(), architecture=architecture.state_dict(),
+                    logits=[values.detach() for values in logits], baseline=baseline, history=history, phase=phase,
+                    optimizer=optimizer.state_dict(), schedule=schedule.state_dict(),
+                )  # fmt: skip
     probabilities = [torch.softmax(values.detach(), 0).cpu() for values in logits]
     return ProxylessResult(
         most_probable(logits), tuple(tuple(values.tolist()) for values in probabilities),

@@ -35,6 +35,7 @@ ARCHITECTURE_SHARE = 0.25  # of the training rows, from which ProxylessNAS learn
 RECALIBRATION_ROWS = 512  # training rows that BatchNorm statistics are taken from (choice)
 EVALUATION_ROWS = 1000  # validation rows that a network of the front is scored on, at most (choice)
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60  # of a network that is trained from scratch (choice)
+TEXT_BATCH = 32  # rows of a step of InstaTune (choice)
 FINALISTS = 4  # networks that are returned (choice)
 MARGIN = 0.97  # of the limit that a returned network may take: a fresh measurement must not break it (choice)
 DEFAULT_SIZE = 64  # pixels of images in which larger ones are searched, for want of another wish (choice)
@@ -155,8 +156,12 @@ def _searched(
         if context.progress is not None:
             context.progress(0, 1, "training the super-network")
         seconds = TRAINING_SHARE * clock.budget_s
-        result = work.train(table, latency_ms, replace(context, deadline=clock.deadline(seconds)), seconds)
+        # Planned once: a resumed training has to end where it was going to.
+        epochs = folder.once("epochs", lambda: work.epochs(seconds), clock=clock)
+        limited = replace(context, deadline=clock.deadline(seconds))
+        result = work.train(table, latency_ms, epochs, path / "training.state", limited)
         work.save(weights)
+        (path / "training.state").unlink(missing_ok=True)
         return result
 
     trained = folder.once("training", train, clock=clock, kind="training")
@@ -327,39 +332,44 @@ class _ImageSearch:
         shown = np.sort(np.random.default_rng(context.seed).permutation(len(validation))[:EVALUATION_ROWS])
         self.sample = Part(validation, shown)
 
-    def train(self, table: LatencyTable, latency_ms: float | None, context: Context, seconds: float) -> dict[str, Any]:
+    def train(
+        self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
+    ) -> dict[str, Any]:
         from ontarget.search.proxyless import Costs, proxyless
 
         costs = Costs(self.space, table)
         fast, slow = costs.of(costs.fastest()), table.predict(self.space.operators(extremes(self.space, table)[1]))
         target = latency_ms if latency_ms is not None else (fast * slow) ** 0.5
-        batch = int(np.clip(len(self.weight_rows) // 30, 16, 128))
-        epoch_s = self._epoch_seconds(batch)
-        # A search step costs about as much as all candidates of a path together, every fifth step.
-        epochs = int(np.clip(seconds / (2.5 * epoch_s), 3, 160))
         warm = max(1, epochs // 3)
         result = proxyless(
             self.space, self.weight_rows, self.architecture_rows, table=table, latency_ms=target,
-            epochs=max(2, epochs - warm), warm_up_epochs=warm, batch_size=batch, architecture_rate=6e-3,
-            strength=(1.0, 0.6), context=context,
+            epochs=max(2, epochs - warm), warm_up_epochs=warm, batch_size=self.search_batch,
+            architecture_rate=6e-3, strength=(1.0, 0.6), checkpoint=checkpoint, context=context,
         )  # fmt: skip
         return {"codes": [result.code], "history": result.history, "probabilities": result.probabilities}
 
-    def _epoch_seconds(self, batch: int) -> float:
-        """Of one epoch with weights alone, from a few steps."""
+    @property
+    def search_batch(self) -> int:
+        """Rows of a step of the search."""
+        return int(np.clip(len(self.weight_rows) // 30, 16, 128))
+
+    def epochs(self, seconds: float) -> int:
+        """Epochs of the search that the seconds allow, from the time of a few steps with weights alone."""
         from ontarget.search.rows import batches
         from ontarget.search.space import draw
 
         generator = np.random.default_rng(0)
-        steps = max(1, len(self.weight_rows) // batch)
+        steps = max(1, len(self.weight_rows) // self.search_batch)
         begun, done = time.monotonic(), 0
-        for images, labels in batches(self.weight_rows, batch, seed=0, epoch=0):
+        for images, labels in batches(self.weight_rows, self.search_batch, seed=0, epoch=0):
             loss = torch.nn.functional.cross_entropy(self.space(images, draw(self.space, generator)), labels)
             torch.autograd.grad(loss, [self.space.head.linear.weight])
             done += 1
             if done >= 8:
                 break
-        return (time.monotonic() - begun) / done * steps
+        epoch_s = (time.monotonic() - begun) / done * steps
+        # A search step costs about as much as all candidates of a path together, every fifth step.
+        return int(np.clip(seconds / (2.5 * epoch_s), 3, 160))
 
     def save(self, path: Path) -> None:
         _save_weights(self.space, path)
@@ -448,27 +458,33 @@ class _TextSearch:
         shown = np.sort(np.random.default_rng(context.seed).permutation(len(self.validation))[:EVALUATION_ROWS])
         self.sample = Part(self.validation, shown)
 
-    def train(self, table: LatencyTable, latency_ms: float | None, context: Context, seconds: float) -> dict[str, Any]:
+    def train(
+        self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
+    ) -> dict[str, Any]:
         from ontarget.search.instatune import instatune, sort_by_importance
+
+        sort_by_importance(self.space, _Few(self.train_rows, 256))
+        result = instatune(
+            self.space, self.train_rows, epochs=epochs, batch_size=TEXT_BATCH, checkpoint=checkpoint, context=context
+        )
+        return {"codes": [self.space.largest], "history": result.history}
+
+    def epochs(self, seconds: float) -> int:
+        """Epochs of InstaTune that the seconds allow, from the time of a few steps."""
         from ontarget.search.rows import batches
         from ontarget.search.space import draw
 
-        batch, generator = 32, np.random.default_rng(0)
-        steps = max(1, len(self.train_rows) // batch)
+        generator = np.random.default_rng(0)
+        steps = max(1, len(self.train_rows) // TEXT_BATCH)
         begun, done = time.monotonic(), 0
-        for ids, mask, labels in batches(self.train_rows, batch, seed=0, epoch=0):
+        for ids, mask, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
             codes = (self.space.largest, draw(self.space, generator))
             losses = [torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels) for code in codes]
-            loss = torch.stack(losses).sum()
-            torch.autograd.grad(loss, list(self.space.parameters()), allow_unused=True)
+            torch.autograd.grad(torch.stack(losses).sum(), list(self.space.parameters()), allow_unused=True)
             done += 1
             if done >= 3:
                 break
-        epoch_s = 1.15 * (time.monotonic() - begun) / done * steps
-        epochs = int(np.clip(seconds / epoch_s, 1, 8))
-        sort_by_importance(self.space, _Few(self.train_rows, 256))
-        result = instatune(self.space, self.train_rows, epochs=epochs, batch_size=batch, context=context)
-        return {"codes": [self.space.largest], "history": result.history}
+        return int(np.clip(seconds / (1.15 * (time.monotonic() - begun) / done * steps), 1, 8))
 
     def save(self, path: Path) -> None:
         _save_weights(self.space, path)
@@ -611,11 +627,13 @@ def _check(data: TargetData, budget_s: float) -> None:
         )
     if len(data.folds) or len(data.train) < LEAST_ROWS:
         raise DataError(
-            f"{len(data.train)} labelled rows are too few to search networks with.", allowed=f"{LEAST_ROWS} or more "
-            "for training, and a validation split", next_step="use ontarget fit, which starts from pretrained models",
+            f"{len(data.train)} labelled rows are too few to search networks with: none are held out for validation."
+            if len(data.folds) else f"{len(data.train)} training rows are too few to search networks with.",
+            allowed=f"{LEAST_ROWS} or more for training, and validation rows",
+            next_step="give more labelled rows, or use ontarget fit, which starts from pretrained models",
         )  # fmt: skip
-    if not budget_s >= 30:
-        raise SettingError(f"The budget is {budget_s:g} s.", allowed="30 s or more", option="--budget")
+    if not budget_s >= 10:
+        raise SettingError(f"The budget is {budget_s:g} s.", allowed="10 s or more", option="--budget")
 
 
 def _plain(value: Any) -> Any:
