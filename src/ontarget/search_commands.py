@@ -85,6 +85,12 @@ def search(
     warm_start: Annotated[
         Path | None, typer.Option(help="Folder of an earlier search (another device or threads) to start from")
     ] = None,
+    augment: Annotated[
+        str, typer.Option(help="Of image networks: flip, crop, randaugment-N-M joined by +; or adautomix")
+    ] = "none",
+    optimizer: Annotated[
+        str, typer.Option(help="Of image networks: sgd, adamw, lion, or a program.json of discover-optimizer")
+    ] = "sgd",
     runtime: Runtime = "onnxruntime",
     precision: Precision = "float32",
     threads: Threads = None,
@@ -117,7 +123,8 @@ def search(
         found = search_networks(
             data, output=output, source=source, latency_ms=latency_ms, budget_s=seconds(budget),
             image_size=image_size, table=table, any_device=any_device, runtime=runtime, precision=precision,  # type: ignore[arg-type]
-            threads=threads, start=start, context=Context(seed=seed, progress=progress), **fields,
+            threads=threads, augment=augment, optimizer=optimizer, start=start,
+            context=Context(seed=seed, progress=progress), **fields,
         )  # fmt: skip
     if as_json:
         from dataclasses import asdict

@@ -109,6 +109,43 @@ def test_tasks_that_cannot_be_searched_are_refused(images: Any, tmp_path: Path) 
         search_networks((pixels, list(np.linspace(0, 1, len(pixels)))), output=tmp_path / "r", budget_s=10)
 
 
+def test_ingredients_of_the_final_training_are_checked_at_once(images: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="optimizer is 'adam'"):
+        search_networks(images, output=tmp_path / "a", budget_s=10, image_size=16, optimizer="adam")
+    with pytest.raises(SettingError, match="augment is 'flop'"):
+        search_networks(images, output=tmp_path / "b", budget_s=10, image_size=16, augment="flop")
+
+
+@pytest.mark.parametrize("ingredient", ["lion", "adamw", "discovered", "randaugment-1-5+flip", "adautomix"])
+def test_a_found_network_learns_with_every_ingredient(ingredient: str, images: Any, tmp_path: Path) -> None:
+    from ontarget.pool.found_networks import build_network
+    from ontarget.search.example_rows import ExampleRows, image_preprocess
+    from ontarget.search.optimizer_program import adamw
+    from ontarget.search.retrain import accuracy, retrain
+    from ontarget.search.retrain_on_mixes import retrain_on_mixes
+
+    config = {
+        "network": "mobile", "image_size": 16, "channels": 1, "outputs": 3, "stem": {"width": 8, "stride": 2},
+        "blocks": [{"in": 8, "out": 16, "kernel": 3, "expansion": 3, "stride": 2, "residual": False}],
+        "head": {"width": 16},
+    }  # fmt: skip
+    rows = load_data(load_task(images).task)
+    preprocess = image_preprocess(rows.train, 16)
+    augment = ingredient if "flip" in ingredient else "none"
+    train = ExampleRows(preprocess, rows.train, augment=augment)
+    torch.manual_seed(0)
+    network: Any = build_network(config)
+    if ingredient == "adautomix":
+        retrain_on_mixes(network, train, epochs=20, batch_size=32)
+    elif ingredient == "discovered":
+        (tmp_path / "program.json").write_text(json.dumps({"program": adamw(3e-3).to_json()}))
+        retrain(network, train, epochs=20, batch_size=32, optimizer=str(tmp_path / "program.json"))
+    else:
+        name = ingredient if augment == "none" else "sgd"
+        retrain(network, train, epochs=20, batch_size=32, optimizer=name)
+    assert accuracy(network, ExampleRows(preprocess, rows.validation)) > 0.7
+
+
 def test_finalists_keep_the_limit_and_spread_over_the_front() -> None:
     codes = [(at,) for at in range(7)]
     values = np.array([[0.5, 1.0], [0.4, 2.0], [0.3, 3.0], [0.2, 4.0], [0.1, 9.0], [0.6, 1.5], [0.45, 1.9]])

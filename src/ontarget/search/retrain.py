@@ -4,14 +4,45 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ontarget.errors import SettingError, nearest
 from ontarget.search.rows import Rows, batches, ordered
 from ontarget.values import Array, Context
+
+# optimizer -> (learning rate, weight decay) of a small CNN from scratch; a discovered rule has its rate inside
+DEFAULTS = {"sgd": (0.05, 4e-5), "adamw": (3e-3, 0.05), "lion": (6e-4, 0.25)}
+
+
+def make_optimizer(
+    parameters: Iterable[torch.nn.Parameter], name: str, learning_rate: float | None, weight_decay: float | None
+) -> torch.optim.Optimizer:
+    """The optimizer of a name or of a discovered program's path. Raises SettingError, RunError, DataError."""
+    if name.endswith(".json"):
+        from ontarget.search.optimizer_program import DiscoveredOptimizer
+        from ontarget.search.symbolic_optimizer import read_program
+
+        return DiscoveredOptimizer(parameters, read_program(Path(name)), lr=learning_rate or 1.0)
+    if name not in DEFAULTS:
+        raise SettingError(
+            f"optimizer is '{name}'.", allowed=f"{', '.join(DEFAULTS)}, or a program.json", option="optimizer",
+            next_step=nearest(name, DEFAULTS),
+        )  # fmt: skip
+    rate = DEFAULTS[name][0] if learning_rate is None else learning_rate
+    decay = DEFAULTS[name][1] if weight_decay is None else weight_decay
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    from ontarget.parts.optimizers.lion import Lion
+
+    return Lion(parameters, lr=rate, weight_decay=decay)
 
 
 def retrain(
@@ -20,32 +51,33 @@ def retrain(
     *,
     epochs: int,
     batch_size: int = 64,
-    learning_rate: float = 0.05,
-    weight_decay: float = 4e-5,
+    optimizer: str = "sgd",
+    learning_rate: float | None = None,
+    weight_decay: float | None = None,
     label_smoothing: float = 0.1,
     what: str = "training the found network",
     context: Context = Context(),
 ) -> list[float]:
-    """Train a classifier by SGD with Nesterov momentum 0.9 on a cosine from ``learning_rate``; loss of each epoch.
+    """Train a classifier on a cosine from ``learning_rate``; loss of each epoch.
 
-    ``network`` is changed and left in evaluation mode.
+    ``network`` is changed and left in evaluation mode. optimizer: "sgd" (Nesterov momentum 0.9), "adamw", "lion", or
+    the path of a program.json that `ontarget discover-optimizer` wrote. learning_rate, weight_decay: of the optimizer's
+    own kind; see `DEFAULTS` (choice). Raises SettingError for another optimizer.
     """
     torch.manual_seed(context.seed)
     network.to(context.device).train()
-    optimizer = torch.optim.SGD(
-        network.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=weight_decay
-    )
+    engine = make_optimizer(network.parameters(), optimizer, learning_rate, weight_decay)
     per_epoch = math.ceil(len(train) / batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, epochs * per_epoch))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(engine, max(1, epochs * per_epoch))
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
     curve = []
     for epoch in range(epochs):
         losses = []
         for images, labels in batches(train, batch_size, seed=context.seed, epoch=epoch):
             loss = criterion(network(images.to(context.device)), labels.to(context.device))
-            optimizer.zero_grad(set_to_none=True)
+            engine.zero_grad(set_to_none=True)
             loss.backward()
-            optimizer.step()
+            engine.step()
             schedule.step()
             losses.append(float(loss.detach()))
         curve.append(float(np.mean(losses)))

@@ -76,6 +76,8 @@ def search_networks(
     runtime: Literal["onnxruntime", "pytorch"] = "onnxruntime",
     precision: Literal["float32", "bfloat16", "int8"] = "float32",
     threads: int | None = None,
+    augment: str = "none",
+    optimizer: str = "sgd",
     start: Sequence[Code] = (),
     context: Context = Context(),
     **fields: Any,
@@ -85,9 +87,10 @@ def search_networks(
     data, fields: as for `fit`. output: the folder; a stopped search goes on there. source: the BERT to slice
         (zoo:minilm) for texts. latency_ms: limit of one call of ``batch_size`` rows; none returns the whole front.
     image_size: pixels; the images' own side up to 64 by default. table: a latency table of this device, made here by
-        default; ``any_device`` takes one of another. start: codes that the search of the front starts from.
-    Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit cannot be
-    reached, before anything is trained; RunError for a folder of another search.
+        default; ``any_device`` takes one of another. augment, optimizer: of image networks trained from scratch: words
+        as in `augment.image_augmentation`, or "adautomix"; as in `retrain`. start: codes that the search of the front
+    starts from. Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit
+    cannot be reached, before anything is trained; RunError for a folder of another search.
     """
     from ontarget.data import load
     from ontarget.task import load_task
@@ -96,11 +99,17 @@ def search_networks(
     request = load_task(data, fields)
     loaded = load(request.task)
     _check(loaded, budget_s)
+    if loaded.modality == "text" and (augment, optimizer) != ("none", "sgd"):
+        raise SettingError(
+            f"augment is '{augment}' and optimizer '{optimizer}' for texts.", allowed="none, sgd",
+            option="--augment, --optimizer", next_step="leave them out: slices are not trained from scratch",
+        )  # fmt: skip
     folder = RunFolder(output)
     setting = Setting(runtime, threads or os.cpu_count() or 1, request.task.batch_size, precision)
     asked = {
         "fingerprint": loaded.fingerprint, "source": source, "latency_ms": latency_ms, "image_size": image_size,
-        "setting": asdict(setting), "seed": request.task.seed, "budget_s": budget_s,
+        "setting": asdict(setting), "seed": request.task.seed, "budget_s": budget_s, "augment": augment,
+        "optimizer": optimizer,
     }  # fmt: skip
     context = replace(context, seed=request.task.seed)
     with folder.locked():
@@ -116,7 +125,7 @@ def search_networks(
         torch.set_num_threads(threads or os.cpu_count() or 1)
         try:
             work: _Search = (
-                _ImageSearch(loaded, image_size, context) if loaded.modality == "image"
+                _ImageSearch(loaded, image_size, augment, optimizer, context) if loaded.modality == "image"
                 else _TextSearch(loaded, source, request.task.max_length, context)
             )  # fmt: skip
             return _searched(work, folder, clock, setting, table, any_device, latency_ms, start, context, begun)
@@ -307,10 +316,13 @@ class _ImageSearch:
 
     name = "mobile"
 
-    def __init__(self, data: TargetData, image_size: int | None, context: Context) -> None:
+    def __init__(
+        self, data: TargetData, image_size: int | None, augment: str, optimizer: str, context: Context
+    ) -> None:
         from ontarget.runtime.preprocess import open_image
         from ontarget.search.example_rows import ExampleRows, Part, image_preprocess
         from ontarget.search.mobile_space import MobileSpace, stages_for
+        from ontarget.search.retrain import make_optimizer
 
         self.data, self.context = data, context
         size = image_size or min(DEFAULT_SIZE, max(16, max(open_image(data.train.inputs[0]).size)))
@@ -322,6 +334,12 @@ class _ImageSearch:
             image_size=size, channels=self.preprocess.settings["channels"], outputs=data.outputs, **stages_for(size)
         )
         self.train_rows = ExampleRows(self.preprocess, data.train)
+        self.optimizer, self.mixes = optimizer, augment == "adautomix"
+        make_optimizer([torch.nn.Parameter(torch.zeros(1))], optimizer, None, None)  # a wrong name is told at once
+        plain = augment in ("none", "adautomix")
+        self.final_rows = (
+            self.train_rows if plain else ExampleRows(self.preprocess, data.train, augment=augment, seed=context.seed)
+        )
         order = np.random.default_rng(context.seed).permutation(len(data.train))
         split = int(len(order) * (1 - ARCHITECTURE_SHARE))
         self.weight_rows = Part(self.train_rows, order[:split])
@@ -396,13 +414,24 @@ class _ImageSearch:
     def seconds_to_finish(self, code: Code) -> float:
         """Of the fewest epochs that a network is trained for."""
         from ontarget.pool.found_networks import build_network
-        from ontarget.search.retrain import retrain
 
-        rows, network = _Few(self.train_rows, 8 * self.batch), build_network(self.space.config(code))
-        retrain(network, _Few(self.train_rows, 2 * self.batch), epochs=1, batch_size=self.batch)  # warm-up
+        network, few = build_network(self.space.config(code)), _Few(self.final_rows, 8 * self.batch)
+        self._train(network, _Few(self.final_rows, 2 * self.batch), 1, Context())  # warm-up
         begun = time.monotonic()
-        retrain(network, rows, epochs=1, batch_size=self.batch)
-        return LEAST_EPOCHS * (time.monotonic() - begun) * len(self.train_rows) / len(rows)
+        self._train(network, few, 1, Context())
+        return LEAST_EPOCHS * (time.monotonic() - begun) * len(self.final_rows) / len(few)
+
+    def _train(self, network: Any, rows: Any, epochs: int, context: Context) -> None:
+        from ontarget.search.retrain import retrain
+        from ontarget.search.retrain_on_mixes import retrain_on_mixes
+
+        if self.mixes:
+            retrain_on_mixes(network, rows, epochs=epochs, batch_size=self.batch, context=context)
+        else:
+            retrain(
+                network, rows, epochs=epochs, batch_size=self.batch, optimizer=self.optimizer,
+                what="training a found network from scratch", context=context,
+            )  # fmt: skip
 
     @property
     def batch(self) -> int:
@@ -413,16 +442,13 @@ class _ImageSearch:
         """Train from scratch, for the seconds but `LEAST_EPOCHS` at least, and store."""
         from ontarget.adapt.metric import metric_value
         from ontarget.pool.found_networks import build_network
-        from ontarget.search.retrain import retrain, scores
+        from ontarget.search.retrain import scores
 
         epochs = int(np.clip(LEAST_EPOCHS * seconds / self.seconds_to_finish(code), LEAST_EPOCHS, MOST_EPOCHS))
         torch.manual_seed(context.seed)
         config = self.space.config(code)
         network = build_network(config)
-        retrain(
-            network, self.train_rows, epochs=epochs, batch_size=self.batch,
-            what="training a found network from scratch", context=replace(context, deadline=None),
-        )  # fmt: skip
+        self._train(network, self.final_rows, epochs, replace(context, deadline=None))
         found = scores(network, self.validation)
         _store(self, network, config, folder, code, metric_value(self.data.metric, found, self.data.validation.targets),
                epochs=epochs)  # fmt: skip
