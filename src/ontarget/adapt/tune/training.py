@@ -104,11 +104,13 @@ class Training:
         )
 
     def judge(self, progress: Progress, held: Batches, validation: Examples, metric: str) -> float:
-        """The metric on validation rows, noted with the weights that reached it: the best or the last ones."""
-        with autocast(self.context.device, self.precision):
-            scores = scores_of_batches(
-                self.network, ((rows, held.tensors(rows)) for rows in held.ordered()), len(validation), self.context
-            )
+        """The metric on validation rows, noted with the weights that reached it: the best or the last ones.
+
+        In float32 whatever the training's precision, as the kept network will run.
+        """
+        scores = scores_of_batches(
+            self.network, ((rows, held.tensors(rows)) for rows in held.ordered()), len(validation), self.context
+        )
         if not np.isfinite(scores).all():
             raise RunError(
                 f"The scores of validation rows are not finite after epoch {progress.epoch}.",
