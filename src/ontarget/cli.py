@@ -13,6 +13,7 @@ import typer
 from ontarget.errors import OnTargetError, SettingError
 from ontarget.search_commands import device_app, discover_optimizer
 from ontarget.search_commands import search as search_command
+from ontarget.search_tasks_command import search_tasks as search_tasks_command
 
 app = typer.Typer(
     name="ontarget",
@@ -273,6 +274,7 @@ def select_data(
 
 
 app.command("search")(search_command)
+app.command("search-tasks")(search_tasks_command)
 app.command("discover-optimizer")(discover_optimizer)
 
 

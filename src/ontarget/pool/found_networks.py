@@ -21,6 +21,7 @@ from ontarget.values import Array, Loaded, TargetData
 FILE = "network.json"
 VERSION = 1
 MODALITIES = {"mobile": "image", "bert": "text"}
+TOPOLOGY = "topology"  # of `ontarget search-tasks`: deployed as it is, no source of `fit`
 
 
 def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
@@ -33,7 +34,13 @@ def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
         from ontarget.parts.slim_bert import SlimBert
 
         return SlimBert(config)
-    raise RunError(f"'{config.get('network')}' is no kind of network.", allowed=", ".join(sorted(MODALITIES)))
+    if config.get("network") == TOPOLOGY:
+        from ontarget.search.multi_resolution import TaskNetwork
+
+        return TaskNetwork(config)
+    raise RunError(
+        f"'{config.get('network')}' is no kind of network.", allowed=", ".join(sorted((*MODALITIES, TOPOLOGY)))
+    )
 
 
 def save_found(
@@ -91,7 +98,9 @@ def load_found(locator: str, folder: Path, *, max_length: int | None) -> Loaded:
     """The network without its last layer as a source: tensors of its preprocessing -> features (N, dim)."""
     from dataclasses import replace
 
-    network, preprocess, _ = load_network(folder)
+    network, preprocess, info = load_network(folder)
+    if info["config"]["network"] == TOPOLOGY:
+        raise RunError(f"{folder} holds a network of ontarget search-tasks, which is no source.", option=locator)
     head: Any = network.head
     dim = int(head.linear.in_features)
     head.linear = torch.nn.Identity()

@@ -208,6 +208,19 @@ class MultiResolution(nn.Module):
         return sum(operator_macs(part) for part in self.operators(code, tasks))
 
 
+class TaskNetwork(nn.Module):
+    """A `Topology` for one task: images -> that task's output. config: of `MultiResolution.config` with one head."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__()
+        (self.task,) = config["heads"]
+        self.topology = Topology(config)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.topology(images)[self.task]
+        return found
+
+
 def build(config: Mapping[str, Any]) -> Topology:
     """A new network with random weights from `MultiResolution.config`."""
     return Topology(config)

@@ -1,0 +1,294 @@
+"""Several image tasks named by one TOML file: classification, segmentation and detection, read and checked.
+
+    image_size = 64                      # every image is resized to image_size x image_size, masks and boxes with it
+
+    [[tasks]]
+    name = "garment"
+    kind = "classification"
+    data = "photos"                      # a folder for each class, or a table with input = and target = columns
+
+    [[tasks]]
+    name = "parts"
+    kind = "segmentation"
+    images = "scenes"                    # scenes/1.jpg has the mask masks/1.png
+    masks = "masks"                      # pixel value = class, 255 = ignored
+    classes = ["background", "sleeve"]
+
+    [[tasks]]
+    name = "boxes"
+    kind = "detection"
+    images = "scenes"
+    annotations = "instances.json"       # COCO: images, annotations with bbox [x, y, w, h], categories
+
+Paths are meant from where the TOML file is. All mistakes of the file, and up to ten of each task, are told at once.
+Checked in tests/search/test_search_tasks.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ontarget.data.problems import SHOWN
+from ontarget.errors import DataError, SettingError, nearest
+from ontarget.values import Array
+
+IGNORED = 255  # a mask's pixel without a class
+KEYS = {
+    "classification": {"data": True, "input": False, "target": False},
+    "segmentation": {"images": True, "masks": True, "classes": True},
+    "detection": {"images": True, "annotations": True},
+}  # kind -> key -> whether it must be there
+FEWEST = 10  # images of a task: three splits of them must hold something (choice)
+
+
+@dataclass(frozen=True)
+class VisionTask:
+    """images: N paths. targets: N entries: class index; mask (size, size) uint8; boxes (K, 5) float64.
+
+    A box is class index, left, top, right, bottom in pixels of the resized image. order: positions of the images in an
+    order that the seed and the paths relative to the TOML file fix, the same for tasks that share a folder.
+    """
+
+    name: str
+    kind: str
+    classes: tuple[str, ...]
+    images: tuple[Path, ...]
+    targets: tuple[Any, ...]
+    order: Array
+
+
+@dataclass(frozen=True)
+class VisionTasks:
+    """What the TOML file asks for. fingerprint: hex digest of its content and of all images and targets."""
+
+    image_size: int
+    tasks: tuple[VisionTask, ...]
+    fingerprint: str
+
+
+def read_vision_tasks(path: Path | str, *, seed: int = 0) -> VisionTasks:
+    """Read and check the file and everything that it names; see the module's head.
+
+    Raises SettingError for unknown or missing keys, kinds and values; DataError naming file and image for the data.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DataError(f"There is no file '{path}'.", option="tasks", next_step="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"'{path}' is no valid TOML: {error}.", next_step="mend the file") from error
+    _check_keys(content, path)
+    size = content.get("image_size", 64)
+    tasks = tuple(_read(entry, path.parent, size, seed) for entry in content["tasks"])
+    digest = hashlib.sha256(repr(content).encode())
+    for task in tasks:
+        for image, target in zip(task.images, task.targets, strict=True):
+            digest.update(image.read_bytes())
+            digest.update(np.asarray(target).tobytes())
+    return VisionTasks(size, tasks, digest.hexdigest())
+
+
+def _check_keys(content: Mapping[str, Any], path: Path) -> None:
+    problems = [_unknown(name, ("image_size", "tasks")) for name in content if name not in ("image_size", "tasks")]
+    size = content.get("image_size", 64)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 16 or size % 8 or size > 512:
+        problems.append(f"image_size is {size!r}, allowed are multiples of 8 from 16 to 512")
+    tasks = content.get("tasks")
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(task, dict) for task in tasks):
+        problems.append("there is no [[tasks]] section")
+        tasks = []
+    names: set[str] = set()
+    for number, task in enumerate(tasks, 1):
+        name, kind = task.get("name"), task.get("kind")
+        where = f"task {number}" + (f" '{name}'" if name else "")
+        if not isinstance(name, str) or not name.isidentifier():
+            problems.append(f"{where}: name is {name!r}, allowed are letters, digits and _")
+        elif name in names:
+            problems.append(f"{where}: the name is given twice")
+        names.add(str(name))
+        if kind not in KEYS:
+            problems.append(f"{where}: kind is {kind!r}, allowed are {', '.join(KEYS)}")
+            continue
+        allowed = ("name", "kind", *KEYS[kind])
+        problems += [f"{where}: {_unknown(key, allowed)}" for key in task if key not in allowed]
+        problems += [f"{where}: '{key}' is missing" for key, must in KEYS[kind].items() if must and key not in task]
+        classes = task.get("classes", ["a", "b"])
+        if not (isinstance(classes, list) and 2 <= len(set(map(str, classes))) == len(classes) < IGNORED):
+            problems.append(f"{where}: classes is {classes!r}, allowed is a list of 2 to 254 different names")
+        problems += [
+            f"{where}: {key} is {value!r}, allowed is text"
+            for key, value in task.items()
+            if key in KEYS[kind] and key != "classes" and not isinstance(value, str)
+        ]
+    if problems:
+        raise SettingError(
+            f"{path} cannot be used: " + "; ".join(problems) + ".", option=str(path),
+            next_step="see `ontarget search-tasks --help` for an example",
+        )  # fmt: skip
+
+
+def _unknown(name: str, allowed: Sequence[str]) -> str:
+    close = nearest(name, allowed)
+    return f"unknown setting '{name}'" + (f" ({close})" if close else f", allowed are {', '.join(allowed)}")
+
+
+def _read(entry: Mapping[str, Any], folder: Path, size: int, seed: int) -> VisionTask:
+    reader = {"classification": _labels, "segmentation": _masks, "detection": _boxes}[entry["kind"]]
+    problems: list[str] = []
+    images, targets, classes = reader(entry, folder, size, problems)
+    if not problems and len(images) < FEWEST:
+        problems.append(f"{len(images)} labelled images are too few, {FEWEST} are needed")
+    if problems:
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise DataError(
+            f"Task '{entry['name']}': " + "; ".join(problems[:SHOWN]) + more + ".",
+            option=f"[[tasks]] {entry['name']}", next_step="mend the data",
+        )  # fmt: skip
+    places = [os.path.relpath(image, folder) for image in images]
+    ranks = [hashlib.sha256(f"{seed} {place}".encode()).hexdigest() for place in places]
+    order = np.array(sorted(range(len(images)), key=lambda at: ranks[at]))
+    return VisionTask(entry["name"], entry["kind"], tuple(classes), tuple(images), tuple(targets), order)
+
+
+Found = tuple[list[Path], list[Any], list[str]]
+
+
+def _side(path: Path, problems: list[str]) -> tuple[int, int] | None:
+    """Width and height; None, and a problem, where the image cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return int(image.size[0]), int(image.size[1])
+    except Exception as error:  # Pillow raises a dozen kinds for damaged files
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        problems.append(f"the image '{path}' {reason}")
+        return None
+
+
+def _labels(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str]) -> Found:
+    from ontarget.data.read import read
+
+    table = read(folder / entry["data"])
+    columns = [str(name) for name in table.frame.columns]
+    given = {"input": entry.get("input", table.input[0] if table.input else ""),
+             "target": entry.get("target", table.target)}  # fmt: skip
+    for key, name in given.items():
+        if name not in columns:
+            problems.append(f"{table.name} has no column '{name}' for {key}, it has {', '.join(columns)}")
+    if problems:
+        return [], [], []
+    rows = table.frame[table.frame[given["target"]].notna() & (table.frame[given["target"]].astype(str) != "")]
+    names = rows[given["target"]].astype(str).tolist()
+    classes = sorted(set(names))
+    if len(classes) < 2:
+        problems.append(f"{table.name} has {len(classes)} class(es), 2 or more are needed")
+    images = [table.folder / str(name) for name in rows[given["input"]]]
+    for image in images:
+        _side(image, problems)
+    return images, [classes.index(name) for name in names], classes
+
+
+def _folder_images(entry: Mapping[str, Any], folder: Path, problems: list[str]) -> list[Path]:
+    from ontarget.data.read import IMAGE_SUFFIXES
+
+    place = folder / entry["images"]
+    if not place.is_dir():
+        problems.append(f"images: there is no folder '{place}'")
+        return []
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        problems.append(f"images: the folder '{place}' holds no images")
+    return found
+
+
+def _masks(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str]) -> Found:
+    from PIL import Image
+
+    images, targets = _folder_images(entry, folder, problems), []
+    for image in images:
+        path = folder / entry["masks"] / f"{image.stem}.png"
+        sides = _side(image, problems)
+        if not path.is_file():
+            problems.append(f"the image '{image}' has no mask '{path}'")
+            continue
+        if sides is None or (mask_sides := _side(path, problems)) is None:
+            continue
+        with Image.open(path) as mask:
+            if mask.mode not in ("L", "P", "1"):
+                problems.append(f"the mask '{path}' has mode {mask.mode}, allowed are 8 bits a pixel (L or P)")
+                continue
+            values = np.asarray(mask).astype(np.uint8)
+            if mask_sides != sides:
+                problems.append(
+                    f"the mask '{path}' is {mask_sides[0]} x {mask_sides[1]}, its image {sides[0]} x {sides[1]}"
+                )
+                continue
+            over = values[(values >= len(entry["classes"])) & (values != IGNORED)]
+            if len(over):
+                problems.append(
+                    f"the mask '{path}' holds {over.max()}, allowed are 0 to {len(entry['classes']) - 1} and {IGNORED}"
+                )
+                continue
+            targets.append(np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST)))
+    return images, targets, [str(name) for name in entry["classes"]]
+
+
+def _boxes(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str]) -> Found:
+    path = folder / entry["annotations"]
+    place = folder / entry["images"]
+    if not place.is_dir():
+        problems.append(f"images: there is no folder '{place}'")
+        return [], [], []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        names = {int(row["id"]): str(row["name"]) for row in content["categories"]}
+        listed = {int(row["id"]): str(row["file_name"]) for row in content["images"]}
+        rows = [
+            (int(row["image_id"]), int(row["category_id"]), [float(value) for value in row["bbox"]])
+            for row in content["annotations"]
+        ]
+    except OSError as error:
+        problems.append(f"annotations: '{path}' cannot be read ({error.strerror})")
+        return [], [], []
+    except (ValueError, KeyError, TypeError) as error:
+        problems.append(f"annotations: '{path}' is no COCO file ({type(error).__name__}: {error})")
+        return [], [], []
+    if not names or not listed or not rows:
+        problems.append(
+            f"annotations: '{path}' has {len(listed)} images, {len(rows)} annotations, {len(names)} categories"
+        )
+    kinds = {number: at for at, number in enumerate(sorted(names))}
+    sides = {number: _side(place / name, problems) for number, name in listed.items()}
+    boxes: dict[int, list[list[float]]] = {number: [] for number in listed}
+    for at, (image, category, box) in enumerate(rows):
+        what = f"annotation {at} of '{path}'"
+        if image not in listed:
+            problems.append(f"{what} has the unknown image_id {image}")
+        elif category not in kinds:
+            problems.append(f"{what} has the unknown category_id {category}, known are {sorted(kinds)[:SHOWN]}")
+        elif len(box) != 4:
+            problems.append(f"{what} has a bbox of {len(box)} numbers, allowed is [x, y, w, h]")
+        elif (side := sides[image]) is not None:
+            left, top, wide, high = box
+            inside = left >= 0 and top >= 0 and left + wide <= side[0] + 0.5 and top + high <= side[1] + 0.5
+            if not (inside and wide > 0 and high > 0):
+                problems.append(f"{what} has the box {box} outside of '{listed[image]}' ({side[0]} x {side[1]})")
+                continue
+            across, down = size / side[0], size / side[1]
+            boxes[image].append(
+                [kinds[category], left * across, top * down, (left + wide) * across, (top + high) * down]
+            )
+    images = [place / name for name in listed.values()]
+    return images, [np.array(boxes[number]).reshape(-1, 5) for number in listed], [names[key] for key in sorted(names)]

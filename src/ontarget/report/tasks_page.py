@@ -1,0 +1,71 @@
+"""search.html of a search over several tasks: scores and latency, the topology of each task, the training curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
+
+from ontarget.plan.run_folder import write_atomic
+from ontarget.report.build import style_and_policy
+from ontarget.report.search_page import curve
+from ontarget.report.svg import dot, plot, text, tip
+
+if TYPE_CHECKING:
+    from ontarget.search.search_tasks import TasksSearched
+
+
+def write_tasks_page(path: Path, found: TasksSearched) -> None:
+    """Write the page."""
+    style, policy = style_and_policy()
+    limit = "none" if found.latency_ms is None else f"{found.latency_ms:g} ms"
+    rows = "".join(
+        f"<tr><th scope=row>{escape(row['task'])}</th><td>{escape(row['kind'])}</td><td>{row['images']:,}</td>"
+        f"<td>{escape(row['metric'])}</td><td>{row['value']:.4f}</td><td>{row['measured_ms']:.3g}"
+        f"{'' if row['within_limit'] else ' (over the limit)'}</td><td>{row['macs'] / 1e6:.2f}</td>"
+        f"<td>{sum(row['code'])} of {len(row['code'])}</td></tr>"
+        for row in found.networks
+    )
+    pictures = "".join(
+        f"<h3>{escape(row['task'])}</h3><div class=figure>{topology(found.blocks, row['code'], chances)}</div>"
+        for row, chances in zip(found.networks, found.probabilities, strict=True)
+    )
+    curves = "".join(
+        f"<h3>{escape(name)}</h3><div class=figure>"
+        f"{curve([{'epoch': at + 1, 'loss': loss} for at, loss in enumerate(losses)])}</div>"
+        for name, losses in found.training.items()
+    )
+    page = f"""<!doctype html><html lang=en><head><meta charset=utf-8>
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name=viewport content="width=device-width"><title>Search over tasks</title>
+<style>{style}</style></head><body><main>
+<h1>Search over tasks</h1>
+<p>One search, {len(found.networks)} tasks, images of {found.image_size} x {found.image_size} pixels; limit of a
+network: {limit}; {found.setting["threads"]} thread(s).</p>
+<section><h2>Networks</h2><p>Scores on validation images; latency of one image in ONNX Runtime, in a fresh process.</p>
+<table><tr><th>task</th><th>kind</th><th>images</th><th>metric</th><th>value</th><th>ms</th><th>million MACs</th>
+<th>blocks</th></tr>{rows}</table></section>
+<section><h2>Topologies</h2><p>Filled: kept; empty: left out or never reached. Point at one for its name and the
+probability that the search ended with.</p>{pictures}</section>
+<section><h2>Training from scratch</h2>{curves}</section>
+</main></body></html>"""
+    write_atomic(path, page.encode("utf-8", "replace"))
+
+
+def topology(blocks: Sequence[str], code: Sequence[int], probabilities: Sequence[float]) -> Markup:
+    """Blocks from left to right in the order they run; a row for each branch, edges in the row they arrive in."""
+    places = [int(name.split("branch")[-1].split("_")[0]) for name in blocks]
+    parts = [text(0, 20 + 40 * row + 4, f"1/{2 ** (row + 1)}", "tick", dx=-8, anchor="end")
+             for row in range(max(places) + 1)]  # fmt: skip
+    for at, (name, bit, chance) in enumerate(zip(blocks, code, probabilities, strict=True)):
+        x, inside = (
+            100 * (at + 0.5) / len(blocks),
+            tip(name, "kept" if bit else "left out", f"probability {chance:.2f}"),
+        )
+        edge = "_to_" in name
+        kind = ("mark chosen" if bit else "grid") if not edge else ("mark trial" if bit else "grid")
+        parts.append(dot(x, 20 + 40 * places[at], 6 if edge else 9, kind, inside))
+    height = 40.0 * (max(places) + 1)
+    return plot(height, parts, f"Topology with {sum(code)} of {len(code)} blocks and edges", "axes")

@@ -1,0 +1,188 @@
+"""`ontarget search-tasks`: readers against hand-worked values, bad input, and a search from folders to networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ontarget.cli import app
+from ontarget.data.vision_tasks import read_vision_tasks
+from ontarget.errors import DataError, LimitError, RunError, SettingError
+from ontarget.latency_table import LatencyTable, Setting
+from ontarget.pool.found_networks import load_network
+from ontarget.search import search_tasks as module
+from ontarget.search.detection_maps import (
+    PRIOR,
+    box_maps,
+    boxes_of,
+    detection_loss,
+    mean_average_precision,
+    mean_overlap,
+    overlap,
+)
+
+TOML = """image_size = 16
+[[tasks]]
+name = "side"
+kind = "classification"
+data = "sides"
+[[tasks]]
+name = "pixels"
+kind = "segmentation"
+images = "scenes"
+masks = "masks"
+classes = ["background", "square"]
+[[tasks]]
+name = "boxes"
+kind = "detection"
+images = "scenes"
+annotations = "instances.json"
+"""
+COUNT = 20
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """20 black images of 32 x 16 with one white square of 8 pixels, left or right."""
+    for name in ("scenes", "masks", "sides/left", "sides/right"):
+        (tmp_path / name).mkdir(parents=True)
+    images, annotations = [], []
+    for at in range(COUNT):
+        left, top = (at % 2) * 16 + at % 5, at % 8
+        pixels = np.zeros((16, 32), np.uint8)
+        pixels[top : top + 8, left : left + 8] = 1
+        Image.fromarray(pixels).save(tmp_path / "masks" / f"{at}.png")
+        for place in (tmp_path / "scenes", tmp_path / "sides" / ("right" if at % 2 else "left")):
+            Image.fromarray(pixels * (200 + at)).save(place / f"{at}.png")
+        images.append({"id": 100 + at, "file_name": f"{at}.png"})
+        annotations.append({"image_id": 100 + at, "category_id": 7, "bbox": [left, top, 8, 8]})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 7, "name": "square"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (tmp_path / "tasks.toml").write_text(TOML)
+    return tmp_path
+
+
+def test_images_masks_and_boxes_are_read_and_resized(folder: Path) -> None:
+    found = read_vision_tasks(folder / "tasks.toml")
+    side, pixels, boxes = found.tasks
+    assert found.image_size == 16 and side.classes == ("left", "right")
+    assert [side.classes[target] for target in side.targets] == [path.parent.name for path in side.images]
+    at = [path.name for path in pixels.images].index("3.png")  # left 19, top 3, halved across
+    assert pixels.targets[at].shape == (16, 16) and pixels.targets[at].sum() == 32
+    assert boxes.targets[3].tolist() == [[0, 9.5, 3, 13.5, 11]]
+    assert sorted(pixels.order) == list(range(COUNT))
+    names = [[task.images[at].name for at in task.order] for task in (pixels, boxes)]
+    assert names[0] == names[1]  # tasks that share a folder share its splits
+    assert read_vision_tasks(folder / "tasks.toml").fingerprint == found.fingerprint
+
+
+def edit(folder: Path, change: Any) -> None:
+    path = folder / "instances.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda f: (f / "masks/4.png").unlink(), "has no mask .*4.png"),
+        (lambda f: Image.new("L", (9, 9)).save(f / "masks/4.png"), "4.png' is 9 x 9, its image 32 x 16"),
+        (lambda f: Image.new("L", (32, 16), 2).save(f / "masks/4.png"), "4.png' holds 2, allowed are 0 to 1 and 255"),
+        (lambda f: Image.new("RGB", (32, 16)).save(f / "masks/4.png"), "4.png' has mode RGB"),
+        (lambda f: (f / "scenes/4.png").write_bytes(b""), "the image .*4.png' cannot be read"),
+        (lambda f: (f / "instances.json").write_text(""), "instances.json' is no COCO file"),
+        (lambda f: (f / "instances.json").unlink(), "instances.json' cannot be read"),
+        (lambda f: edit(f, lambda c: c["annotations"][2].update(bbox=[30, 0, 8, 8])), "annotation 2 .* outside of"),
+        (lambda f: edit(f, lambda c: c["annotations"][2].update(bbox=[1, 0, 8])), "annotation 2 .* of 3 numbers"),
+        (lambda f: edit(f, lambda c: c["annotations"][2].update(category_id=1)), "unknown category_id 1, known.*7"),
+        (lambda f: edit(f, lambda c: c["annotations"][2].update(image_id=1)), "unknown image_id 1"),
+    ],
+)
+def test_bad_data_is_refused_naming_the_file(folder: Path, break_it: Any, message: str) -> None:
+    break_it(folder)
+    with pytest.raises(DataError, match=message):
+        read_vision_tasks(folder / "tasks.toml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('kind = "detection"', 'kind = "detect"', "kind is 'detect', allowed are classification"),
+        ("masks =", "mask =", "unknown setting 'mask'.*did you mean 'masks'.*'masks' is missing"),
+        ("image_size = 16", "image_size = 17", "image_size is 17"),
+        ("image_size = 16", "image_sice = 16", "did you mean 'image_size'"),
+        ('name = "boxes"', 'name = "side"', "the name is given twice"),
+        ('["background", "square"]', '["background"]', "allowed is a list of 2 to 254"),
+    ],
+)
+def test_a_bad_toml_is_refused(folder: Path, old: str, new: str, message: str) -> None:
+    (folder / "tasks.toml").write_text(TOML.replace(old, new))
+    with pytest.raises(SettingError, match=message):
+        read_vision_tasks(folder / "tasks.toml")
+
+
+def test_maps_give_their_boxes_back() -> None:
+    boxes = np.array([[1, 2, 4, 10, 12], [0, 20, 6, 28, 30]], dtype=float)
+    maps = box_maps(boxes, 2, 32)
+    assert maps[1, 4, 3] == 1 and maps[:2].max() == 1 and maps[-1].sum() == 2
+    assert maps[2:6, 4, 3].tolist() == [0.25, 0.25, 0, 0]
+    outputs = torch.cat([(20 * maps[:2] - 10 + PRIOR), maps[2:6]])[None]
+    found = boxes_of(outputs, 32)[0]
+    best = found[found[:, 0] > 0.99]
+    assert sorted(map(tuple, best[:, 1:].tolist())) == sorted(map(tuple, boxes.tolist()))
+    assert float(detection_loss(outputs, maps[None])) < 0.1 < float(detection_loss(-outputs, maps[None]))
+
+
+def test_metrics_against_hand_worked_values() -> None:
+    assert overlap(np.array([[0.0, 0, 2, 2], [4, 4, 5, 5]]), np.array([1.0, 0, 3, 2])).tolist() == [1 / 3, 0]
+    truth = [np.array([[0, 0, 0, 2, 2], [0, 4, 4, 6, 6]])]
+    found = [np.array([[0.9, 0, 0, 0, 2, 2], [0.8, 0, 0, 0, 2, 2], [0.7, 0, 4, 4, 6, 6]])]
+    assert mean_average_precision(found, truth, 2) == pytest.approx((1 + 2 / 3) / 2)  # the second finds a taken box
+    assert mean_average_precision([np.zeros((0, 6))], truth, 2) == 0
+    predicted, real = np.array([[0, 1, 1, 0]]), np.array([[0, 1, 0, 255]])
+    assert mean_overlap(predicted, real, 3) == pytest.approx(0.5)  # 1 / 2 and 1 / 2; the third class does not occur
+
+
+def test_a_search_through_the_command_line_is_resumed_and_its_networks_rebuilt(folder: Path) -> None:
+    out = folder / "out"
+    call = ["search-tasks", str(folder / "tasks.toml"), "-o", str(out), "--steps", "3", "--epochs", "2",
+            "--batch-size", "4", "--threads", "1", "-q"]  # fmt: skip
+    first = CliRunner().invoke(app, call)
+    assert first.exit_code == 0, first.output
+    assert "side: accuracy" in first.output and "boxes: mean AP at IoU 0.5" in first.output
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("network.safetensors")}
+    result = json.loads((out / "search.json").read_text())
+    again = CliRunner().invoke(app, [*call, "--json"])
+    assert json.loads(again.output)["networks"] == result["networks"]
+    assert {path: path.stat().st_mtime_ns for path in written} == written and len(written) == 3
+    tasks = read_vision_tasks(folder / "tasks.toml")
+    for task, row in zip(tasks.tasks, result["networks"], strict=True):
+        network, preprocess, info = load_network(Path(row["folder"]))
+        inputs = torch.from_numpy(preprocess([task.images[at] for at in module.splits(task)[2]])["pixels"])
+        with torch.inference_mode():
+            assert module.quality(task, network(inputs), 16) == pytest.approx(row["value"])
+        assert info["classes"] == list(task.classes) and row["measured_ms"] > 0
+    page = (out / "search.html").read_text()
+    assert page.count("<svg") == 6 and "<script" not in page
+    with pytest.raises(RunError, match="other tasks or with other settings"):
+        module.search_tasks(folder / "tasks.toml", output=out, steps=4, epochs=2, batch_size=4, threads=1)
+
+
+def test_an_unreachable_limit_is_refused_before_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def table(space: Any, setting: Setting, **_: Any) -> LatencyTable:
+        from ontarget.latency_table import operators_of
+
+        return LatencyTable({}, setting, dict.fromkeys(operators_of(space), 0.5))
+
+    monkeypatch.setattr(module, "profile", table)
+    with pytest.raises(LimitError, match="the fastest network of this space takes"):
+        module.search_tasks(folder / "tasks.toml", output=folder / "out", latency_ms=0.1, steps=2, epochs=1)
+    assert not (folder / "out" / "networks").exists()
