@@ -103,6 +103,10 @@ def edit(folder: Path, change: Any) -> None:
         (lambda f: edit(f, lambda c: c["annotations"][2].update(bbox=[30, 0, 8, 8])), "annotation 2 .* outside of"),
         (lambda f: edit(f, lambda c: c["annotations"][2].update(bbox=[1, 0, 8])), "annotation 2 .* of 3 numbers"),
         (lambda f: edit(f, lambda c: c["annotations"][2].update(category_id=1)), "unknown category_id 1, known.*7"),
+        (
+            lambda f: edit(f, lambda c: c["images"][2].update(width=16, height=32)),
+            "2.png' is 16 x 32, as shown 32 x 16",
+        ),
         (lambda f: edit(f, lambda c: c["annotations"][2].update(image_id=1)), "unknown image_id 1"),
     ],
 )

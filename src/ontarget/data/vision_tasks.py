@@ -20,7 +20,8 @@
     images = "scenes"
     annotations = "instances.json"       # COCO: images, annotations with bbox [x, y, w, h], categories
 
-Paths are meant from where the TOML file is. All mistakes of the file, and up to ten of each task, are told at once.
+Masks and boxes are of images as shown: a photo's EXIF rotation is applied. Paths are meant from where the TOML file
+is. All mistakes of the file, and up to ten of each task, are told at once.
 Checked in tests/search/test_search_tasks.py.
 """
 
@@ -164,15 +165,15 @@ Found = tuple[list[Path], list[Any], list[str]]
 
 
 def _side(path: Path, problems: list[str]) -> tuple[int, int] | None:
-    """Width and height; None, and a problem, where the image cannot be read."""
-    from PIL import Image
+    """Width and height as shown, EXIF rotation applied; None, and a problem, where the image cannot be read."""
+    from ontarget.runtime.preprocess import open_image
 
     try:
-        with Image.open(path) as image:
-            image.load()
-            return int(image.size[0]), int(image.size[1])
+        image = open_image(path)
+        image.load()
+        return int(image.size[0]), int(image.size[1])
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
-        reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        reason = f"cannot be read ({error})" if path.exists() else "does not exist"
         problems.append(f"the image '{path}' {reason}")
         return None
 
@@ -271,6 +272,12 @@ def _boxes(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str
         )
     kinds = {number: at for at, number in enumerate(sorted(names))}
     sides = {number: _side(place / name, problems) for number, name in listed.items()}
+    for row in content["images"]:
+        side, told = sides[int(row["id"])], (row.get("width"), row.get("height"))
+        if side is not None and None not in told and told != side:  # boxes of a rotated or resized copy
+            problems.append(
+                f"'{path}' says that '{row['file_name']}' is {told[0]} x {told[1]}, as shown {side[0]} x {side[1]}"
+            )
     boxes: dict[int, list[list[float]]] = {number: [] for number in listed}
     for at, (image, category, box) in enumerate(rows):
         what = f"annotation {at} of '{path}'"

@@ -22,7 +22,7 @@ def write_tasks_page(path: Path, found: TasksSearched) -> None:
     style, policy = style_and_policy()
     limit = "none" if found.latency_ms is None else f"{found.latency_ms:g} ms"
     rows = "".join(
-        f"<tr><th scope=row>{escape(row['task'])}</th><td>{escape(row['kind'])}</td><td>{row['images']:,}</td>"
+        f"<tr><th scope=row>{escape(row['task'])}</th><td>{escape(row['kind'])}</td>"
         f"<td>{escape(row['metric'])}</td><td>{row['value']:.4f}</td><td>{row['measured_ms']:.3g}"
         f"{'' if row['within_limit'] else ' (over the limit)'}</td><td>{row['macs'] / 1e6:.2f}</td>"
         f"<td>{sum(row['code'])} of {len(row['code'])}</td></tr>"
@@ -45,9 +45,10 @@ def write_tasks_page(path: Path, found: TasksSearched) -> None:
 <p>One search, {len(found.networks)} tasks, images of {found.image_size} x {found.image_size} pixels; limit of a
 network: {limit}; {found.setting["threads"]} thread(s).</p>
 <section><h2>Networks</h2><p>Scores on validation images; latency of one image in ONNX Runtime, in a fresh process.</p>
-<table><tr><th>task</th><th>kind</th><th>images</th><th>metric</th><th>value</th><th>ms</th><th>million MACs</th>
+<table><tr><th>task</th><th>kind</th><th>metric</th><th>value</th><th>ms</th><th>million MACs</th>
 <th>blocks</th></tr>{rows}</table></section>
-<section><h2>Topologies</h2><p>Filled: kept; empty: left out or never reached. Point at one for its name and the
+<section><h2>Topologies</h2><p>From left to right as they run, a row for each resolution. Large discs: blocks; middle-sized: edges
+that arrive at the row; specks: left out, or never reached. Point at one for its name and the
 probability that the search ended with.</p>{pictures}</section>
 <section><h2>Training from scratch</h2>{curves}</section>
 </main></body></html>"""
@@ -65,7 +66,7 @@ def topology(blocks: Sequence[str], code: Sequence[int], probabilities: Sequence
             tip(name, "kept" if bit else "left out", f"probability {chance:.2f}"),
         )
         edge = "_to_" in name
-        kind = ("mark chosen" if bit else "grid") if not edge else ("mark trial" if bit else "grid")
-        parts.append(dot(x, 20 + 40 * places[at], 6 if edge else 9, kind, inside))
+        radius, kind = ((5 if edge else 9), "mark chosen") if bit else (2, "mark trial")
+        parts.append(dot(x, 20 + 40 * places[at], radius, kind, inside))
     height = 40.0 * (max(places) + 1)
     return plot(height, parts, f"Topology with {sum(code)} of {len(code)} blocks and edges", "axes")
