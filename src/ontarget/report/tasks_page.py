@@ -47,8 +47,8 @@ network: {limit}; {found.setting["threads"]} thread(s).</p>
 <section><h2>Networks</h2><p>Scores on validation images; latency of one image in ONNX Runtime, in a fresh process.</p>
 <table><tr><th>task</th><th>kind</th><th>metric</th><th>value</th><th>ms</th><th>million MACs</th>
 <th>blocks</th></tr>{rows}</table></section>
-<section><h2>Topologies</h2><p>From left to right as they run, a row for each resolution. Large discs: blocks; middle-sized: edges
-that arrive at the row; specks: left out, or never reached. Point at one for its name and the
+<section><h2>Topologies</h2><p>From left to right as they run, a row for each resolution. Large discs: blocks;
+middle-sized: edges that arrive at the row; specks: left out, or never reached. Point at one for its name and the
 probability that the search ended with.</p>{pictures}</section>
 <section><h2>Training from scratch</h2>{curves}</section>
 </main></body></html>"""
