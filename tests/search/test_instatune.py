@@ -14,7 +14,14 @@ from torch.utils.data import TensorDataset
 from ontarget.errors import SettingError
 from ontarget.parts.slim_bert import SlimBert
 from ontarget.search.elastic_bert import ElasticBert, elastic_bert, from_bert
-from ontarget.search.instatune import divergence, instatune, instatune_loss, linear_schedule, sort_by_importance
+from ontarget.search.instatune import (
+    divergence,
+    fit_head,
+    instatune,
+    instatune_loss,
+    linear_schedule,
+    sort_by_importance,
+)
 from ontarget.search.space import count, draw
 from ontarget.values import Context
 
@@ -137,6 +144,25 @@ def test_sorting_keeps_the_full_networks_scores_and_puts_the_most_important_firs
         assert torch.count_nonzero(attention.output.weight[:, -6:]) == 0
     for forward in space.network.feed_forwards:
         assert torch.count_nonzero(forward.outer.weight[:, 16:]) == 0
+
+
+def test_a_head_of_zeros_is_fitted_so_that_importance_is_told() -> None:
+    """One neuron alone carries the class: it has to come first, and does not under a head of zeros."""
+    rows = learnable(240)
+    space = space_of().eval()
+    with torch.no_grad():
+        space.network.head.linear.weight.zero_()
+        space.network.head.linear.bias.zero_()
+        for forward in space.network.feed_forwards:
+            forward.outer.weight[:, :-1] *= 1e-3
+    ids, mask, labels = rows.tensors
+    likely = torch.nn.functional.cross_entropy(space(ids, mask, space.largest), labels)
+    last = [forward.outer.weight[:, -1].clone() for forward in space.network.feed_forwards]
+    fit_head(space, rows)
+    assert torch.nn.functional.cross_entropy(space(ids, mask, space.largest), labels) < 0.9 * likely
+    sort_by_importance(space, rows)
+    for forward, column in zip(space.network.feed_forwards, last, strict=True):
+        assert torch.equal(forward.outer.weight[:, 0], column)
 
 
 def learnable(rows: int = 96) -> TensorDataset:

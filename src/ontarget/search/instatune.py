@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ontarget.errors import SettingError
 from ontarget.search.elastic_bert import ElasticBert
-from ontarget.search.rows import Rows, batches
+from ontarget.search.rows import Rows, batches, ordered
 from ontarget.search.space import draw
 from ontarget.search.training_state import load_state, save_state
 from ontarget.values import Context
@@ -183,12 +183,38 @@ def linear_schedule(total: int, warm_up: float) -> Callable[[int], float]:
     return lambda step: (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
 
 
+def fit_head(space: ElasticBert, rows: Rows, *, batch_size: int = 64, device: str = "cpu") -> None:
+    """Set the linear head, in place, to a logistic regression on the full network's pooled states of ``rows``.
+
+    A head of zeros passes no gradient on: without this nothing could be told of the importance of what lies below.
+    """
+    from ontarget.adapt.tune.linear_head import fit_weighted
+
+    network: Any = space.network.to(device).eval()
+    linear, states, targets = network.head.linear, [], []
+    network.head.linear = nn.Identity()
+    try:
+        with torch.no_grad():
+            for ids, mask, labels in ordered(rows, batch_size):
+                states.append(network(ids.to(device), mask.to(device)).double().cpu())
+                targets.append(labels)
+    finally:
+        network.head.linear = linear
+    classes = torch.cat(targets).numpy()
+    weight, bias = fit_weighted(
+        torch.cat(states).numpy(), classes, np.ones(len(classes)), outputs=linear.out_features, l2=1.0
+    )
+    with torch.no_grad():
+        linear.weight.copy_(torch.from_numpy(weight))
+        linear.bias.copy_(torch.from_numpy(bias))
+
+
 def sort_by_importance(space: ElasticBert, rows: Rows, *, batch_size: int = 32, device: str = "cpu") -> None:
     """Bring heads and neurons into the order of their importance, in place; the full network's scores do not change.
 
     Importance (choice; the paper slices in the given order): |sum of gradient * weight| of the loss over ``rows``, of a
     head's columns of the output projection and of a neuron's column of the outer layer: the first-order change of the
-    loss without it.
+    loss without it. Needs a head that tells classes apart, see `fit_head`.
     """
     network, d = space.network.to(device).eval(), space.full["head_width"]
     layers: list[Any] = [*network.attentions, *network.feed_forwards]

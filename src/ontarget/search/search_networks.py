@@ -487,9 +487,13 @@ class _TextSearch:
     def train(
         self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
     ) -> dict[str, Any]:
-        from ontarget.search.instatune import instatune, sort_by_importance
+        from ontarget.search.example_rows import Part
+        from ontarget.search.instatune import fit_head, instatune, sort_by_importance
 
-        sort_by_importance(self.space, _Few(self.train_rows, 256))
+        drawn = np.sort(np.random.default_rng(0).permutation(len(self.train_rows))[:512])
+        few = Part(self.train_rows, drawn)
+        fit_head(self.space, few)
+        sort_by_importance(self.space, few)
         result = instatune(
             self.space, self.train_rows, epochs=epochs, batch_size=TEXT_BATCH, checkpoint=checkpoint, context=context
         )

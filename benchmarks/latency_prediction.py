@@ -1,0 +1,97 @@
+"""How well a latency table predicts whole networks: Kendall's tau and the median error over 50 random ones.
+
+Targets, batch 1 on a quiet core: tau at least 0.9, median error at most 10%, over 50 networks that the table was not
+made from. Spaces: the mobile CNNs for pictures of 28 (grey) and 64 pixels (colour), slices of MiniLM at 32 tokens, each
+on ONNX Runtime and PyTorch with one thread. ``repeat`` is the same 50 networks' first 25 measured a second time against
+the first: the noise that no table can be better than.
+
+    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 12 minutes, on a machine at rest
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from ontarget.latency_table import LatencyTable, Setting, make_call, profile, time_calls
+from ontarget.progress import console_progress
+from ontarget.search.space import draw
+from ontarget.values import Context
+from record import record
+
+SPACES = ("mobile 28", "mobile 64", "minilm 32")
+CHECKED = 50
+
+
+def space_of(name: str) -> Any:
+    kind, size = name.split()
+    if kind == "mobile":
+        from ontarget.search.mobile_space import MobileSpace, stages_for
+
+        pixels = int(size)
+        channels = 1 if pixels == 28 else 3
+        return MobileSpace(image_size=pixels, channels=channels, outputs=10, **stages_for(pixels)).eval()
+    from ontarget.pool import load, resolve
+    from ontarget.search.elastic_bert import elastic_bert
+
+    encoder: Any = load(resolve("zoo:minilm"), max_length=int(size)).encoder
+    return elastic_bert(encoder.model, outputs=10, length=int(size)).eval()
+
+
+def repeat(space: Any, setting: Setting, networks: int) -> dict[str, float]:
+    """Agreement of two measurements of the same random networks."""
+    generator = np.random.default_rng(1)
+    codes = list(dict.fromkeys(draw(space, generator) for _ in range(networks)))
+    times = []
+    for _ in range(2):
+        calls = [make_call(space.slice(code).eval(), space.example(1), setting) for code in codes]
+        times.append(np.array(time_calls(calls, setting)))
+    first, second = times
+    return {
+        "kendall": float(stats.kendalltau(first, second).statistic),
+        "median_error": float(np.median(abs(first - second) / second)),
+    }
+
+
+def measured(name: str, runtime: Any) -> dict[str, Any]:
+    start = time.monotonic()
+    setting = Setting(runtime, threads=1)
+    torch.manual_seed(0)
+    space = space_of(name)
+    with console_progress(False) as progress:
+        table: LatencyTable = profile(space, setting, checked=CHECKED, context=Context(progress=progress))
+    agreement = table.agreement
+    row = {
+        "space": name, "runtime": runtime, "networks": len(agreement.measured_ms), "kendall": agreement.kendall,
+        "median_error": agreement.median_error, "operators": len(table.operators),
+        "fastest_ms": min(agreement.measured_ms), "slowest_ms": max(agreement.measured_ms),
+        "predicted_ms": agreement.predicted_ms, "measured_ms": agreement.measured_ms,
+        "repeat": repeat(space, setting, CHECKED // 2), "seconds": time.monotonic() - start,
+    }  # fmt: skip
+    print({key: value for key, value in row.items() if not key.endswith("_ms") or key[0] in "fs"}, flush=True)
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--spaces", nargs="+", choices=SPACES, default=SPACES)
+    parser.add_argument("--runtimes", nargs="+", choices=("onnxruntime", "pytorch"), default=("onnxruntime", "pytorch"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    load = os.getloadavg()[0]
+    rows = [measured(space, runtime) for space in options.spaces for runtime in options.runtimes]
+    parts = [f"{row['space']}, {row['runtime']}: tau {row['kendall']:.2f}, {row['median_error']:.1%}" for row in rows]
+    record(
+        "latency_prediction", headline=f"over {CHECKED} networks each, {'; '.join(parts)}", target_kendall=0.9,
+        target_error=0.1, load_before=load, rows=rows,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
