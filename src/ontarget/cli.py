@@ -98,6 +98,10 @@ def fit(
     executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster, e.g. auto")] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the run folder")] = None,
+    search: Annotated[
+        float,
+        typer.Option(help="Share of the budget, up to 0.9, for a search of networks made for this device (0: none)"),
+    ] = 0.0,
     quiet: Quiet = False,
 ) -> None:
     """Find, train, compress and prove the best model for DATA within the limits.
@@ -107,6 +111,8 @@ def fit(
     `ontarget fit reviews.csv --input text --target label --latency-ms 5 --budget 10m`
 
     `ontarget fit photos/ --budget 5m` (a folder of class folders)
+
+    `ontarget fit photos/ --latency-ms 1 --budget 30m --search 0.6` (searches networks first, see `ontarget search`)
 
     `ontarget fit --resume runs/reviews`
     """
@@ -134,6 +140,8 @@ def fit(
             )  # fmt: skip
             if seed:
                 fields["seed"] = seed
+            if search:
+                fields["search"] = search
             limits = _given(latency_ms=latency_ms, memory_mb=memory_mb, size_mb=size_mb)
             if budget is not None:
                 limits["budget_s"] = seconds(budget)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def fit(
     ray_address: str | None = None,
     storage: str | None = None,
     threads: int | None = None,
+    search: float = 0.0,
     progress: Any = None,
     **fields: Any,
 ) -> Run:
@@ -71,6 +72,7 @@ def fit(
     device: where training runs ("cpu", "cuda"). The bundle is measured on this machine's CPU.
     run: folder of the run; ``runs/<name>-<n>`` by default. A folder that holds the same request is resumed.
     executor: "local" or "ray" (with ``ray_address`` for a running cluster). storage: Optuna storage URL.
+    search: share of the budget, up to 0.9, for a search of networks on this device; they are further candidates.
     progress: called with (done, total, what).
     Raises DataError, SettingError, MissingExtra before any work; LimitError where nothing fits; RunError.
     """
@@ -79,6 +81,8 @@ def fit(
         given["pool"] = pool
     if threads:
         given["threads"] = threads
+    if search:
+        given["search"] = search
     if limits is not None:
         from ontarget.task import Limits
 
@@ -92,8 +96,16 @@ def fit(
         from ontarget.data.snapshot import storable
 
         loaded = load(request.task)  # every check of the data comes before the folder is made
+        if request.search:
+            from ontarget.search.search_networks import check_searchable
+
+            check_searchable(loaded, request.search * request.limits.budget_s)
         folder.path.mkdir(parents=True, exist_ok=True)
-        request = storable(request, loaded, folder.path / "data")
+        stored = storable(request, loaded, folder.path / "data")
+        if stored is not request and loaded.modality == "image":
+            # Arrays have become files: the run goes by what it reads back when it is resumed.
+            loaded = replace(loaded, fingerprint=load(stored.task).fingerprint)
+        request = stored
         temporary = known.with_suffix(".part")
         write_toml(request, temporary)
         temporary.replace(known)

@@ -1,8 +1,8 @@
 """The stages of a fit, in their order. The only file that knows it.
 
-data -> device -> admission -> ranking -> trials (cheap models, linear heads, fine-tuning, blend) -> decision ->
-variants -> refit -> bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins;
-what is stored is never done again.
+data -> device -> search (where asked for) -> admission -> ranking -> trials (cheap models, linear heads, found
+networks, fine-tuning, blend) -> decision -> variants -> refit -> bundle -> evidence -> report. Each stage stores its
+value in the run folder before the next begins; what is stored is never done again.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class Stages:
 
     def run_stages(self) -> None:
         for stage in (
-            self._device, self._admission, self._ranking, self._quick_trials, self._label_worth, self._tuning,
-            self._blend, self._decision, self._refit, self._bundle, self._evidence, self._report,
+            self._device, self._search, self._admission, self._ranking, self._quick_trials, self._label_worth,
+            self._tuning, self._blend, self._decision, self._refit, self._bundle, self._evidence, self._report,
         ):  # fmt: skip
             stage()
 
@@ -75,6 +75,22 @@ class Stages:
 
         self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
 
+    def _search(self) -> None:
+        """Networks made for this task and device: further candidates."""
+        from ontarget.plan.search_share import search_share
+
+        if self.request.search:
+            self.run.once(
+                "search", lambda: search_share(self.run.path / "search", self.request, self.data, self.context),
+                clock=self.clock, kind="training",
+            )  # fmt: skip
+
+    def _found(self) -> list[str]:
+        """Locators of the networks that the search found."""
+        if not self.run.has("search"):
+            return []
+        return [f"file:{self.run.path / 'search' / row['folder']}" for row in self.run.read("search")["networks"]]
+
     def _admission(self) -> None:
         from ontarget.plan.admission import admit, require_any
         from ontarget.pool import candidates
@@ -82,8 +98,9 @@ class Stages:
         found = self.run.once(
             "admission",
             lambda: admit(
-                candidates(self.request.pool or (), self.data.modality, columns=self.data.columns), self.data,
-                self.limits, batch_size=self.task.batch_size, max_length=self.task.max_length, progress=self.progress,
+                [*candidates(self.request.pool or (), self.data.modality, columns=self.data.columns), *self._found()],
+                self.data, self.limits, batch_size=self.task.batch_size, max_length=self.task.max_length,
+                progress=self.progress,
             ),
             clock=self.clock,
             kind="measuring",
@@ -100,9 +117,9 @@ class Stages:
         def compute() -> dict[str, Any]:
             admitted, rejected = {}, {}
             for locator, entry in self.run.read("admission").items():
-                if entry["admitted"]:
+                if entry["admitted"] and not entry.get("as_found"):
                     admitted[locator] = entry
-                else:
+                elif not entry["admitted"]:
                     rejected[locator] = entry["reason"]
             rows = min(RANKING_ROWS, len(self.data.train))
             share_s = FEATURES_SHARE * self.limits.budget_s / max(1, len(admitted))
@@ -121,7 +138,8 @@ class Stages:
                 "rejected": [{"source": source, "reason": reason} for source, reason in reasons.items()],
             }
 
-        if self.run.read("admission") and any(entry["admitted"] for entry in self.run.read("admission").values()):
+        admission = self.run.read("admission").values()
+        if any(entry["admitted"] and not entry.get("as_found") for entry in admission):
             self.run.once("ranking", compute, clock=self.clock, kind="features")
 
     def _ranked(self) -> list[str]:
@@ -145,6 +163,10 @@ class Stages:
             recipes.append(Recipe(source, "linear_head"))
         for source in [*encoders[:1], *[source for source in controls if "random" not in source]]:
             recipes.append(Recipe(source, "nearest_neighbours"))
+        # A network trained on these very rows keeps its own head: others would be fitted to features of seen rows.
+        for source, entry in self.run.read("admission").items():
+            if entry["admitted"] and entry.get("as_found"):
+                recipes.append(Recipe(source, "found_network"))
         self._run_trials([self._job(number, recipe) for number, recipe in enumerate(recipes)], "quick models")
         for source in self._best_heads()[:1]:
             seconds_per_row = self.run.read("admission")[source]["seconds_per_row"]
@@ -328,7 +350,7 @@ class Stages:
 
         decision = self.run.read("decision")
         number, form = decision["number"], next(row["form"] for row in decision["variants"] if row["kept"])
-        if not can_be_refitted(self.task, self.data):
+        if not can_be_refitted(self.data):
             return {"kept": [], "reason": ""}
         reason = self._refit_trial(number)
         path = self.run.path / "variants" / f"{number:04d}" / f"{REFIT}-{form}.onnx"

@@ -89,7 +89,8 @@ class Request(BaseModel):
     """Everything that one run is asked for: what ``task.toml`` holds.
 
     pool: locators of sources; empty for the default pool of the task's modality. device: where training runs.
-    threads: CPU threads of training and of the deployed model; 0 for all cores.
+    threads: CPU threads of training and of the deployed model; 0 for all cores. search: share of the budget that goes
+    to a search of networks on this device before all else; 0 for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,6 +100,7 @@ class Request(BaseModel):
     pool: tuple[str, ...] = ()
     device: str = "cpu"
     threads: int = Field(default=0, ge=0, le=1024)
+    search: float = Field(default=0.0, ge=0, le=0.9)
 
     @field_validator("pool", mode="before")
     @classmethod
@@ -160,7 +162,8 @@ def write_toml(request: Request, path: Path) -> None:
         value = task.get(name)
         if isinstance(value, str) and not value.startswith("hub:"):
             task[name] = str(Path(value).resolve())
-    ordered = {name: sections[name] for name in ("pool", "device", "threads", "task", "limits") if name in sections}
+    names = ("pool", "device", "threads", "search", "task", "limits")
+    ordered = {name: sections[name] for name in names if name in sections}
     path.write_text(tomli_w.dumps(_lists(ordered)), encoding="utf-8")
 
 

@@ -79,6 +79,7 @@ class TargetData:
         then out-of-fold scores.
     fingerprint: hex digest of all inputs, targets and split membership.
     warnings: what the checks found that is no error (near-duplicates across splits and the like).
+    validation_made: whether the validation rows were held out here, and not set apart by the user.
     """
 
     modality: Literal["text", "image", "features"]
@@ -92,6 +93,7 @@ class TargetData:
     fingerprint: str
     folds: Array = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     warnings: tuple[str, ...] = ()
+    validation_made: bool = True
 
     @property
     def outputs(self) -> int:

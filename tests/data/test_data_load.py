@@ -433,6 +433,21 @@ def test_a_stored_copy_is_read_back_as_the_same_splits(tmp_path, modality):
     assert len(again.folds) == len(data.folds)
 
 
+def test_it_is_known_who_held_the_validation_rows_out(tmp_path):
+    frame = table(400)
+    frame["part"] = ["test" if at % 5 == 0 else "train" for at in range(400)]
+    two = load(Task(data=frame, input="text", target="label", split="part"))
+    assert two.validation_made and len(two.validation)
+    frame.loc[frame.index % 5 == 1, "part"] = "dev"
+    three = load(Task(data=frame, input="text", target="label", split="part"))
+    assert not three.validation_made
+    rest, held = frame[frame["part"] != "dev"], frame[frame["part"] == "dev"]
+    assert not load(Task(data=rest.drop(columns="part"), validation=held, input="text", target="label")).validation_made
+    for data, name in ((two, "two"), (three, "three")):  # a run's own copy remembers it
+        request = Request(task=Task(data=frame, input="text", target="label", split="part"))
+        assert load(storable(request, data, tmp_path / name).task).validation_made == data.validation_made
+
+
 def test_many_texts_take_seconds(tmp_path):
     rng = np.random.default_rng(0)
     words = np.array(WORDS)[rng.integers(0, len(WORDS), (50_000, 12))]

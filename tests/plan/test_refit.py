@@ -1,6 +1,7 @@
 """Training again on training and validation rows: what is held fast, what is dropped, and that more rows are used."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import ontarget
 from ontarget.plan.refit import can_be_refitted, dropped_because, refit_job, refit_trial
 from ontarget.plan.run_folder import RunFolder
 from ontarget.plan.trial import TrialJob, TrialOutcome, run_trial
-from ontarget.task import Task
 from ontarget.values import Examples, Recipe, TargetData
 
 
@@ -25,9 +25,9 @@ def feature_data(rows: int = 90, held: int = 60) -> TargetData:
 
 def test_only_rows_that_were_held_out_here_are_trained_on() -> None:
     data = feature_data()
-    assert can_be_refitted(Task(data="x.csv", target="y"), data)
-    assert not can_be_refitted(Task(data="x.csv", target="y", split="part"), data)
-    assert not can_be_refitted(Task(data="x.csv", target="y", validation="v.csv"), data)
+    assert can_be_refitted(data)
+    assert not can_be_refitted(replace(data, validation_made=False))
+    assert not can_be_refitted(replace(data, folds=np.arange(len(data.train)) % 5))
 
 
 def test_the_penalty_stays_and_all_rows_are_used() -> None:

@@ -10,14 +10,17 @@ import numpy as np
 from ontarget.task import Request
 from ontarget.values import Examples, TargetData
 
+MADE_SPLIT = "ontarget_split"  # column of splits that were made here: validation rows may be trained on in the end
+
 
 def storable(request: Request, data: TargetData, folder: Path) -> Request:
     """``request`` itself where all its data are paths; else one that reads a copy written into ``folder``.
 
     The copy holds the rows as they were read and split: texts as Parquet, images as files beside a Parquet
-    table, features as .npz. The splits travel as a column.
+    table, features as .npz. The splits travel as a column, `MADE_SPLIT` unless the user set validation rows apart.
     """
     task = request.task
+    split = MADE_SPLIT if data.validation_made else "split"
     if all(part is None or isinstance(part, str) for part in (task.data, task.validation, task.test)):
         return request
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,8 +33,11 @@ def storable(request: Request, data: TargetData, folder: Path) -> Request:
     if data.modality == "features":
         path = folder / "data.npz"
         features = np.concatenate([np.asarray(part.inputs, dtype=np.float32) for part in splits.values() if len(part)])
-        np.savez(path, X=features, y=np.array(["" if t is None else str(t) for t in targets]), split=np.array(names))
-        return _with(request, data=str(path), input=(), target="y", split="split", modality="features", kind=data.kind)
+        arrays: dict[str, Any] = {
+            "X": features, "y": np.array(["" if t is None else str(t) for t in targets]), split: np.array(names),
+        }  # fmt: skip
+        np.savez(path, **arrays)
+        return _with(request, data=str(path), input=(), target="y", split=split, modality="features", kind=data.kind)
     import pandas as pd
 
     inputs = [splits[name].inputs[at] for name, at in rows]
@@ -43,9 +49,9 @@ def storable(request: Request, data: TargetData, folder: Path) -> Request:
     else:
         columns["text"] = inputs
     path = folder / "data.parquet"
-    pd.DataFrame({**columns, "target": targets, "split": names}).to_parquet(path)
+    pd.DataFrame({**columns, "target": targets, split: names}).to_parquet(path)
     return _with(
-        request, data=str(path), input=tuple(columns), target="target", split="split", modality=data.modality,
+        request, data=str(path), input=tuple(columns), target="target", split=split, modality=data.modality,
         kind=data.kind,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from ontarget.data.fingerprint import fingerprint, of_image_digests
 from ontarget.data.images import Looks, look_at
 from ontarget.data.problems import Rows, listed, raise_all
 from ontarget.data.read import Table, read
+from ontarget.data.snapshot import MADE_SPLIT
 from ontarget.data.split import read_splits, units_of
 from ontarget.data.targets import Targets, encode_targets
 from ontarget.errors import DataError, SettingError
@@ -72,9 +73,12 @@ def load(task: Task) -> TargetData:
 
     contents = contents_of(inputs, modality, looks)
     groups = _groups(tables, columns)
+    made = columns[0].split == MADE_SPLIT or not (targets.labelled & (splits == "validation")).any()
     folds = complete(splits, targets, units_of(contents.codes, groups), task, rows)
     warnings += _warnings(inputs, modality, contents, targets, splits, groups, rows)
-    return _data(inputs, modality, looks, targets, metric, splits, folds, rows, warnings)
+    return replace(
+        _data(inputs, modality, looks, targets, metric, splits, folds, rows, warnings), validation_made=bool(made)
+    )
 
 
 def summary(data: TargetData) -> dict[str, Any]:
@@ -124,7 +128,8 @@ def _columns(table: Table, task: Task, position: int, problems: list[str]) -> _C
         problems.append(f"--target: which column of {table.name} is the target? It has {names}")
     else:
         find_column(target, table, "--target", problems)
-    split = None if position else task.split or (None if task.validation or task.test else table.split)
+    apart = task.validation is not None or task.test is not None
+    split = None if position else task.split or (None if apart else table.split)
     if split:
         find_column(split, table, "--split", problems)
     group = task.group

@@ -33,6 +33,8 @@ def admit(
 
     latency_p50_ms, latency_p95_ms: eager PyTorch, preprocessing included, at ``batch_size`` rows of the task.
     seconds_per_row: of feature extraction in batches. size_mb: of the weights as float32.
+    as_found: of a network that a search found: whether it was trained on these rows and classes, so that it takes part
+    with its own head.
     """
     found = {}
     for position, locator in enumerate(locators):
@@ -42,14 +44,10 @@ def admit(
     return found
 
 
-def _seen(locator: str, data: TargetData) -> str:
-    """Why a network that a search found cannot take part, or ""; see `pool.found_networks`."""
+def _found(locator: str) -> Path | None:
+    """The folder of a network that a search found, or None for another source."""
     folder = Path(locator.removeprefix("file:"))
-    if not locator.startswith("file:") or not (folder / "network.json").exists():
-        return ""
-    from ontarget.pool.found_networks import refused
-
-    return refused(folder, data)
+    return folder if locator.startswith("file:") and (folder / "network.json").exists() else None
 
 
 def _admit_one(
@@ -67,9 +65,13 @@ def _admit_one(
     except OnTargetError as error:
         return {"admitted": False, "reason": str(error), "load_s": time.monotonic() - start}
     load_s = time.monotonic() - start
-    reason = _seen(locator, data)
-    if reason:
-        return {"admitted": False, "reason": reason, "load_s": load_s}
+    found = _found(locator)
+    if found is not None:
+        from ontarget.pool.found_networks import refused
+
+        reason = refused(found, data)
+        if reason:
+            return {"admitted": False, "reason": reason, "load_s": load_s}
     probe = data.train.take(np.arange(min(PROBE_ROWS, len(data.train))))
     extract(loaded, probe.inputs[: max(1, len(probe) // 4)])  # warm-up
     passes = []
@@ -100,6 +102,10 @@ def _admit_one(
         "parameters": parameters,
         "dim": loaded.dim,
     }
+    if found is not None:
+        from ontarget.pool.found_networks import trained_on
+
+        entry["as_found"] = trained_on(found, data)
     return {**entry, **_verdict(entry, limits)}
 
 

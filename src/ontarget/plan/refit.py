@@ -16,17 +16,16 @@ from typing import Any
 
 from ontarget.plan.run_folder import RunFolder, write_atomic
 from ontarget.plan.trial import PART_FOLDERS, TrialJob, TrialOutcome, run_trial
-from ontarget.task import Task
 from ontarget.values import Recipe, TargetData
 
 REFIT = "refit"  # folder in a trial's, for the model that was trained again
 SAFETY = 1.1  # the trial's own seconds are multiplied by this (choice)
-METHODS = ("tfidf_linear", "linear_head", "self_training", "nearest_neighbours", "finetune")
+METHODS = ("tfidf_linear", "linear_head", "self_training", "nearest_neighbours", "finetune", "found_network")
 
 
-def can_be_refitted(task: Task, data: TargetData) -> bool:
+def can_be_refitted(data: TargetData) -> bool:
     """Whether OnTarget itself held validation rows out of the training."""
-    return not len(data.folds) and task.validation is None and not task.split
+    return not len(data.folds) and data.validation_made
 
 
 def refit_trial(
@@ -40,8 +39,8 @@ def refit_trial(
 ) -> str:
     """Train a trial's recipe again into its folder ``REFIT``; why the result is not used, in words, or "".
 
-    A blend keeps its weights, and both of its parts are trained again. left_s: seconds that fine-tuning may take; it is
-    expected to take what the trial took, for more rows.
+    A blend keeps its weights, and both of its parts are trained again. left_s: seconds that fine-tuning or training
+    a found network may take; it is expected to take what it took, for more rows.
     """
     folder = run.trial_folder(trial["number"]) / REFIT
     parts = {"": trial}
@@ -73,9 +72,9 @@ def _trained_again(
     recipe = Recipe(trial["source"], trial["method"], trial["settings"])
     if trial["method"] not in METHODS:
         return f"{trial['method']} has nothing to gain from more rows"
-    if trial["method"] == "finetune":
+    if trial["method"] in ("finetune", "found_network"):
         share = (len(data.train) + len(data.validation)) / len(data.train)
-        needed_s = SAFETY * share * trial["seconds"]
+        needed_s = SAFETY * share * (trial.get("notes", {}).get("training_s") or trial["seconds"])
         if needed_s > left_s:
             return f"training again needs about {needed_s:.0f} s, and {max(0.0, left_s):.0f} s of the budget are left"
     epochs = run.read("tuning-plan")["total_epochs"] if trial["method"] == "finetune" else 1

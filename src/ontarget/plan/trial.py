@@ -308,6 +308,21 @@ def _contrastive(job: TrialJob, data: TargetData, context: Context) -> Fitted:
     return Fitted(scores, {"state.safetensors": final.state_bytes})
 
 
+def _found_network(job: TrialJob, data: TargetData, context: Context) -> Fitted:
+    """A network that a search trained on these rows, with its own head; a refit trains it anew."""
+    from ontarget.adapt.predict import predict_scores
+    from ontarget.pool.found_networks import load_network, network_bytes
+
+    network, preprocess, info = load_network(Path(job.recipe.source.removeprefix("file:")))
+    if job.refit:
+        from ontarget.search.train_found import train_found
+
+        network = train_found(info, preprocess, _training_rows(job, data), context=context)
+    scores = predict_scores(network, preprocess, data.validation.inputs, context=context)
+    notes = {"training_s": info.get("training", {}).get("seconds", 0.0)}
+    return Fitted(scores, network_bytes(network, preprocess, info), notes=notes)
+
+
 @dataclass(frozen=True)
 class _Scored:
     validation_scores: Array
@@ -341,6 +356,7 @@ _RUNNERS: dict[str, Callable[[TrialJob, TargetData, Context], Fitted]] = {
     "nearest_neighbours": _nearest_neighbours,
     "finetune": _finetune,
     "contrastive": _contrastive,
+    "found_network": _found_network,
 }
 
 
@@ -372,6 +388,11 @@ def assemble(
         ]  # fmt: skip
         (tokens, encoder), (tfidf, terms) = parts
         return joined_preprocess(tokens, tfidf), TfidfBlend(encoder, terms, recipe.settings["weights"]).eval()
+    if recipe.method == "found_network":
+        from ontarget.pool.found_networks import load_network
+
+        network, preprocess, _ = load_network(folder)
+        return preprocess, network
     loaded = load(resolve(recipe.source), max_length=max_length)
     if recipe.method in ("finetune", "contrastive"):
         state = load_file(folder / "state.safetensors")

@@ -88,7 +88,7 @@ def _plan(
 ) -> dict[str, Any]:
     trials = run.trials()
     return {
-        **tuning_plan(costs, data, left_s=clock.remaining_s() - reserved_s, refits=can_be_refitted(request.task, data)),
+        **tuning_plan(costs, data, left_s=clock.remaining_s() - reserved_s, refits=can_be_refitted(data)),
         "reserved_s": reserved_s,
         "first_number": max((trial["number"] for trial in trials), default=-1) + 1,
         "best_so_far": max((trial["metric"] for trial in trials if trial["state"] == "complete"), default=None),

@@ -1,8 +1,8 @@
 """Networks that `ontarget search` found, as sources: a folder with network.json, network.safetensors, preprocess/.
 
 The network is a plain one (`parts.mobile_network`, `parts.slim_bert`); as a source it gives its features, and gets a
-head of the task's own like any other. Its weights have seen rows, of which digests are kept: it cannot take part where
-one of them is to be scored.
+head of the task's own like any other; where it was trained on the task's own rows, it takes part with its own head.
+Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be scored.
 """
 
 from __future__ import annotations
@@ -53,17 +53,28 @@ def save_found(
     **info: Any,
 ) -> Path:
     """Write a network so that it is a source. seen: digests of the rows that its weights were trained on."""
+    from ontarget.plan.run_folder import write_atomic
+
+    # network.json is last: its presence means that the rest is whole.
+    whole = {"version": VERSION, **info, "config": dict(config), "seen": list(seen)}
+    for name, content in network_bytes(network, preprocess, whole).items():
+        write_atomic(folder / name, content)
+    return folder
+
+
+def network_bytes(network: torch.nn.Module, preprocess: Preprocess, info: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files of a found network by their names, as `load_network` reads them; network.json last."""
+    import tempfile
+
     from safetensors.torch import save
 
-    from ontarget.plan.run_folder import to_json, write_atomic
+    from ontarget.plan.run_folder import to_json
 
-    folder.mkdir(parents=True, exist_ok=True)
-    preprocess.save(folder / "preprocess")
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    write_atomic(folder / "network.safetensors", save(state))
-    # Last: its presence means that the rest is whole.
-    write_atomic(folder / FILE, to_json({"version": VERSION, **info, "config": dict(config), "seen": list(seen)}))
-    return folder
+    with tempfile.TemporaryDirectory() as folder:
+        preprocess.save(Path(folder))
+        files = {f"preprocess/{path.name}": path.read_bytes() for path in Path(folder).iterdir()}
+    return {**files, "network.safetensors": save(state), FILE: to_json(info)}
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -124,6 +135,14 @@ def digests(inputs: Sequence[Any] | Array, modality: str) -> list[str]:
         picture = open_image(image, row).convert("RGB")
         found.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16])
     return found
+
+
+def trained_on(folder: Path, data: TargetData) -> bool:
+    """Whether a found network was trained for the task's classes on some of its training rows."""
+    info = read_info(folder)
+    if info.get("classes") != list(data.classes):
+        return False
+    return not set(info.get("seen", ())).isdisjoint(digests(data.train.inputs, data.modality))
 
 
 def refused(folder: Path, data: TargetData) -> str:

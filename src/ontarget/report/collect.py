@@ -37,6 +37,7 @@ def collect_report(run: RunFolder, request: Request, elapsed_s: float) -> dict[s
         "device": run.read("device"),
         "ranking": ranking,
         "admission": admission,
+        "search": run.read("search") if run.has("search") else {},
         "trials": [
             {**trial, "latency_p50_ms": admission.get(trial["source"], {}).get("latency_p50_ms")} for trial in trials
         ],

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ontarget.errors import DataError, LimitError, RunError, SettingError
+from ontarget.errors import DataError, LimitError, RunError, SettingError, require_extra
 from ontarget.latency_table import LatencyTable, Setting, profile
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
 from ontarget.search.space import Code, ElasticNetwork
@@ -79,6 +79,8 @@ def search_networks(
     augment: str = "none",
     optimizer: str = "sgd",
     start: Sequence[Code] = (),
+    loaded: TargetData | None = None,
+    with_preprocessing: bool = False,
     context: Context = Context(),
     **fields: Any,
 ) -> Searched:
@@ -89,16 +91,18 @@ def search_networks(
     image_size: pixels; the images' own side up to 64 by default. table: a latency table of this device, made here by
         default; ``any_device`` takes one of another. augment, optimizer: of image networks trained from scratch: words
         as in `augment.image_augmentation`, or "adautomix"; as in `retrain`. start: codes that the search of the front
-    starts from. Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit
-    cannot be reached, before anything is trained; RunError for a folder of another search.
+        starts from. loaded: the task's rows, where they were read already. with_preprocessing: the limit is one of
+        preprocessing and network together, as a bundle's is.
+    Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit cannot be
+    reached, before anything is trained; RunError for a folder of another search.
     """
     from ontarget.data import load
     from ontarget.task import load_task
 
     begun = time.monotonic()
     request = load_task(data, fields)
-    loaded = load(request.task)
-    _check(loaded, budget_s)
+    loaded = loaded or load(request.task)
+    check_searchable(loaded, budget_s)
     if loaded.modality == "text" and (augment, optimizer) != ("none", "sgd"):
         raise SettingError(
             f"augment is '{augment}' and optimizer '{optimizer}' for texts.", allowed="none, sgd",
@@ -109,7 +113,7 @@ def search_networks(
     asked = {
         "fingerprint": loaded.fingerprint, "source": source, "latency_ms": latency_ms, "image_size": image_size,
         "setting": asdict(setting), "seed": request.task.seed, "budget_s": budget_s, "augment": augment,
-        "optimizer": optimizer,
+        "optimizer": optimizer, "with_preprocessing": with_preprocessing,
     }  # fmt: skip
     context = replace(context, seed=request.task.seed)
     with folder.locked():
@@ -128,6 +132,12 @@ def search_networks(
                 _ImageSearch(loaded, image_size, augment, optimizer, context) if loaded.modality == "image"
                 else _TextSearch(loaded, source, request.task.max_length, context)
             )  # fmt: skip
+            if latency_ms is not None and with_preprocessing:
+                # Measured once: a resumed search must choose by the same limit.
+                latency_ms = _left_for_network(
+                    latency_ms, folder.once("preprocessing", lambda: _preprocessing_ms(work, setting.batch_size),
+                                            clock=clock)
+                )  # fmt: skip
             return _searched(work, folder, clock, setting, table, any_device, latency_ms, start, context, begun)
         finally:
             torch.set_num_threads(before)
@@ -256,6 +266,26 @@ def _searched(
     return result
 
 
+def _preprocessing_ms(work: _Search, batch_size: int) -> float:
+    """Median milliseconds in which one call's rows become tensors."""
+    inputs, times = work.data.train.inputs, []
+    for at in range(15):
+        rows = [inputs[(at * batch_size + row) % len(inputs)] for row in range(batch_size)]
+        begun = time.perf_counter()
+        work.preprocess(rows)
+        times.append(1000 * (time.perf_counter() - begun))
+    return float(np.median(times))
+
+
+def _left_for_network(latency_ms: float, preprocessing_ms: float) -> float:
+    if preprocessing_ms >= latency_ms:
+        raise LimitError(
+            f"A latency of {latency_ms:g} ms cannot be reached: preprocessing alone takes {preprocessing_ms:.3g} ms.",
+            option="--latency-ms", next_step="raise the limit",
+        )  # fmt: skip
+    return latency_ms - preprocessing_ms
+
+
 def earlier_codes(folder: Path | str) -> tuple[Code, ...]:
     """The front of an earlier search, best first: the start for another device. Raises RunError for another folder."""
     import json
@@ -323,6 +353,7 @@ class _ImageSearch:
         from ontarget.search.example_rows import ExampleRows, Part, image_preprocess
         from ontarget.search.mobile_space import MobileSpace, stages_for
         from ontarget.search.retrain import make_optimizer
+        from ontarget.search.train_found import augmented_rows
 
         self.data, self.context = data, context
         size = image_size or min(DEFAULT_SIZE, max(16, max(open_image(data.train.inputs[0]).size)))
@@ -334,12 +365,10 @@ class _ImageSearch:
             image_size=size, channels=self.preprocess.settings["channels"], outputs=data.outputs, **stages_for(size)
         )
         self.train_rows = ExampleRows(self.preprocess, data.train)
-        self.optimizer, self.mixes = optimizer, augment == "adautomix"
+        self.optimizer, self.augment = optimizer, augment
         make_optimizer([torch.nn.Parameter(torch.zeros(1))], optimizer, None, None)  # a wrong name is told at once
         plain = augment in ("none", "adautomix")
-        self.final_rows = (
-            self.train_rows if plain else ExampleRows(self.preprocess, data.train, augment=augment, seed=context.seed)
-        )
+        self.final_rows = self.train_rows if plain else augmented_rows(self.preprocess, data.train, augment, context)
         order = np.random.default_rng(context.seed).permutation(len(data.train))
         split = int(len(order) * (1 - ARCHITECTURE_SHARE))
         self.weight_rows = Part(self.train_rows, order[:split])
@@ -422,16 +451,12 @@ class _ImageSearch:
         return LEAST_EPOCHS * (time.monotonic() - begun) * len(self.final_rows) / len(few)
 
     def _train(self, network: Any, rows: Any, epochs: int, context: Context) -> None:
-        from ontarget.search.retrain import retrain
-        from ontarget.search.retrain_on_mixes import retrain_on_mixes
+        from ontarget.search.train_found import train_on_rows
 
-        if self.mixes:
-            retrain_on_mixes(network, rows, epochs=epochs, batch_size=self.batch, context=context)
-        else:
-            retrain(
-                network, rows, epochs=epochs, batch_size=self.batch, optimizer=self.optimizer,
-                what="training a found network from scratch", context=context,
-            )  # fmt: skip
+        train_on_rows(network, rows, self._training(epochs), context)
+
+    def _training(self, epochs: int) -> dict[str, Any]:
+        return {"epochs": epochs, "batch_size": self.batch, "augment": self.augment, "optimizer": self.optimizer}
 
     @property
     def batch(self) -> int:
@@ -448,10 +473,12 @@ class _ImageSearch:
         torch.manual_seed(context.seed)
         config = self.space.config(code)
         network = build_network(config)
+        begun = time.monotonic()
         self._train(network, self.final_rows, epochs, replace(context, deadline=None))
+        training = {**self._training(epochs), "seconds": time.monotonic() - begun, "seed": context.seed}
         found = scores(network, self.validation)
         _store(self, network, config, folder, code, metric_value(self.data.metric, found, self.data.validation.targets),
-               epochs=epochs)  # fmt: skip
+               training=training)  # fmt: skip
 
 
 class _TextSearch:
@@ -649,7 +676,9 @@ def _table(
     return table
 
 
-def _check(data: TargetData, budget_s: float) -> None:
+def check_searchable(data: TargetData, budget_s: float) -> None:
+    """Raise DataError, SettingError or MissingExtra where networks cannot be searched for this task."""
+    require_extra("pymoo", "search", "searching networks")
     if data.kind != "classification" or data.modality == "features" or data.columns > 1:
         raise DataError(
             f"Networks are searched for {data.kind} of {data.modality} with {data.columns} field(s) not yet.",
