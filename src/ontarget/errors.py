@@ -65,6 +65,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else ""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, here or on a device: torch says so in several ways."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate" in text
+
+
 def require_extra(module: str, extra: str, purpose: str) -> None:
     """Raise `MissingExtra` unless ``module`` can be imported."""
     import importlib.util

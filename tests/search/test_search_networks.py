@@ -208,3 +208,15 @@ def test_profile_prints_how_well_the_table_predicts(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "Kendall" in found.output and "median error" in found.output
     LatencyTable.load(path).check_device()
+
+
+def test_out_of_memory_names_the_knob(images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ontarget.search import proxyless
+
+    def full(*_: Any, **__: Any) -> Any:
+        return torch.empty(2**60)  # more than any machine has: torch's own error
+
+    monkeypatch.setattr(proxyless, "proxyless", full)
+    with pytest.raises(RunError, match="Out of memory") as raised:
+        search_networks(images, output=tmp_path / "search", budget_s=10, threads=1, image_size=16)
+    assert raised.value.option == "--image-size"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ontarget.errors import OnTargetError, RunError
+from ontarget.errors import OnTargetError, RunError, out_of_memory
 from ontarget.values import Array, Context, Examples, Recipe, TargetData
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def run_trial(job: TrialJob, data: TargetData, progress: Any = None) -> TrialOut
 
 def _explained(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate" in text.lower():
+    if out_of_memory(error):
         return f"Out of memory ({text}). Next: lower batch_size or max_length, or leave large sources out of the pool."
     return text
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ontarget.errors import DataError, LimitError, RunError, SettingError, require_extra
+from ontarget.errors import DataError, LimitError, RunError, SettingError, out_of_memory, require_extra
 from ontarget.latency_table import LatencyTable, Setting, profile
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
 from ontarget.search.space import Code, ElasticNetwork
@@ -139,6 +139,15 @@ def search_networks(
                                             clock=clock)
                 )  # fmt: skip
             return _searched(work, folder, clock, setting, table, any_device, latency_ms, start, context, begun)
+        except (MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise RunError(
+                f"Out of memory ({str(error).splitlines()[0] if str(error) else type(error).__name__}).",
+                option="--image-size" if loaded.modality == "image" else "--source, --max-length",
+                next_step=f"{'lower it' if loaded.modality == 'image' else 'take a smaller source or shorter inputs'}, "
+                "and begin in another folder",
+            ) from error
         finally:
             torch.set_num_threads(before)
 
