@@ -102,6 +102,7 @@ class MobileNetwork(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        self.to(memory_format=torch.channels_last)  # depthwise convolutions train about twice as fast on CPUs
 
     def forward(self, pixels: Tensor) -> Tensor:
         scores: Tensor = self.head(self.blocks(self.stem(pixels)))

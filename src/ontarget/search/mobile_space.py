@@ -87,6 +87,7 @@ class MobileSpace(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        self.to(memory_format=torch.channels_last)  # as `MobileNetwork`
 
     @property
     def edges(self) -> list[MixedEdge]:
