@@ -183,18 +183,17 @@ def _searched(
     def train() -> dict[str, Any]:
         if context.progress is not None:
             context.progress(0, 1, "training the super-network")
-        seconds = TRAINING_SHARE * clock.budget_s
-        # Planned once: a resumed training has to end where it was going to.
-        epochs = folder.once("epochs", lambda: work.epochs(seconds), clock=clock)
-        limited = replace(context, deadline=clock.deadline(seconds))
-        result = work.train(table, latency_ms, epochs, path / "training.state", limited)
+        limited = replace(context, deadline=clock.deadline(plan["training_s"]))
+        result = work.train(table, latency_ms, plan["epochs"], path / "training.state", limited)
         work.save(weights)
         (path / "training.state").unlink(missing_ok=True)
         return result
 
+    # Planned once: a resumed training has to end where it was going to.
+    plan = folder.once("plan", lambda: _planned(work, clock, slowest), clock=clock)
     trained = folder.once("training", train, clock=clock, kind="training")
     work.restore(weights)
-    left = EVALUATION_SHARE * clock.budget_s
+    left = plan["front_s"]
     budget = int(np.clip(left / max(work.seconds_of_one(), 1e-3), 60, 400))
 
     def evaluate(codes: Sequence[Code]) -> Any:
@@ -273,6 +272,15 @@ def _searched(
     write_atomic(path / "search.json", to_json(asdict(result)))
     write_search_page(path / "search.html", result, trained.get("history", ()))
     return result
+
+
+def _planned(work: _Search, clock: Clock, slowest: Code) -> dict[str, Any]:
+    """Seconds for the super-network and for the front, and its epochs, such that one network can be finished after."""
+    free = max(0.3 * clock.budget_s, clock.remaining_s() - work.seconds_to_finish(slowest))
+    shares = TRAINING_SHARE + EVALUATION_SHARE
+    training_s, front_s = (min(share * clock.budget_s, free * share / shares)
+                           for share in (TRAINING_SHARE, EVALUATION_SHARE))  # fmt: skip
+    return {"training_s": training_s, "front_s": front_s, "epochs": work.epochs(training_s)}
 
 
 def _preprocessing_ms(work: _Search, batch_size: int) -> float:
