@@ -176,7 +176,7 @@ def profile(
     found = operators_of(space)
     wanted = min(60, max(12, len(found) // 2)) if fitted is None else fitted
     codes = _different(space, wanted + checked, generator)
-    checked = min(checked, len(codes) if wanted == 0 else len(codes) // 2)  # a small space may have too few
+    checked = min(checked, max(len(codes) - wanted, len(codes) // 2))  # a small space may have too few
     modules = list(found.values())
     total = len(modules) + len(codes)
 
