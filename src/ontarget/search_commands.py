@@ -83,8 +83,15 @@ def search(
     table: Annotated[Path | None, typer.Option(help="Latency table of this device; made if left out")] = None,
     any_device: Annotated[bool, typer.Option("--any-device", help="Accept a table of another device")] = False,
     warm_start: Annotated[
-        Path | None, typer.Option(help="Folder of an earlier search (another device or threads) to start from")
+        list[Path] | None,
+        typer.Option(help="Folder of an earlier search (other device, runtime, threads) to take over from; repeat"),
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Population store: a folder that searches of this task share; read and written")
+    ] = None,
+    whole_space: Annotated[
+        bool, typer.Option("--whole-space", help="Only start from earlier searches; drop no choice of the space")
+    ] = False,
     augment: Annotated[
         str, typer.Option(help="Of image networks: flip, crop, randaugment-N-M joined by +; or adautomix")
     ] = "none",
@@ -109,21 +116,24 @@ def search(
 
     `ontarget search reviews.csv -i text -t label --latency-ms 8` (slices of a pretrained encoder)
 
+    `ontarget search photos/ --threads 1 --store visited -o one`, then with `--threads 4 --store visited -o four`: the
+    second search starts from the first one's front, in a space without the choices that it hardly made.
+
     The networks found are sources: `ontarget fit photos/ --pool file:search/found/1`
     """
     from ontarget.cli import _given, seconds
     from ontarget.progress import console_progress
-    from ontarget.search.search_networks import earlier_codes, search_networks
+    from ontarget.search.search_networks import search_networks
     from ontarget.values import Context
 
     fields = _given(input=input, target=target, batch_size=batch_size, max_length=max_length, metric=metric,
                     split=split, group=group, seed=seed)  # fmt: skip
-    start = earlier_codes(warm_start) if warm_start else ()
     with console_progress(quiet) as progress:
         found = search_networks(
             data, output=output, source=source, latency_ms=latency_ms, budget_s=seconds(budget),
             image_size=image_size, table=table, any_device=any_device, runtime=runtime, precision=precision,  # type: ignore[arg-type]
-            threads=threads, augment=augment, optimizer=optimizer, start=start,
+            threads=threads, augment=augment, optimizer=optimizer,
+            warm_start=warm_start or (), store=store, whole_space=whole_space,
             context=Context(seed=seed, progress=progress), **fields,
         )  # fmt: skip
     if as_json:

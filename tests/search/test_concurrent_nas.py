@@ -1,4 +1,4 @@
-"""ConcurrentNAS: predictors, genetic search, fronts and their volume, warm start, journal, and the shrunk space."""
+"""ConcurrentNAS: predictors, genetic search, fronts and their volume, warm start, journal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from ontarget.search.concurrent_nas import concurrent_nas
 from ontarget.search.genetic import genetic_search, hypervolume, non_dominated
 from ontarget.search.importance import importance
 from ontarget.search.predictor import ALPHAS, fit_predictor, power_of_ten
-from ontarget.search.shrink_space import ShrunkSpace, shrink_space
-from ontarget.search.space import Code, Slot, check_code, count, draw, one_hot
+from ontarget.search.space import Code, Slot, check_code, count, one_hot
 
 pytest.importorskip("pymoo")
 
@@ -153,6 +152,14 @@ def test_a_warm_start_comes_first_and_a_small_space_ends_the_search() -> None:
     assert len(found.codes) == len(everything(space)) == 84
 
 
+def test_a_space_smaller_than_a_predictor_needs_is_evaluated_whole() -> None:
+    class Four(Layers):
+        slots = (Slot("depth", 1), Slot("width 0", 4), *(Slot(f"width {at}", 1) for at in (1, 2)))
+
+    found = concurrent_nas(Four(), objectives, budget=40, population=20, predicted=200)
+    assert sorted(found.codes) == [(0, width, 0, 0) for width in range(4)]
+
+
 def test_a_killed_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     space, journal = Layers(), tmp_path / "evaluated.jsonl"
     whole = concurrent_nas(space, objectives, budget=30, population=10, predicted=150)
@@ -190,35 +197,6 @@ def test_bad_settings_and_values_are_named() -> None:
         concurrent_nas(space, objectives, objectives=4)
     with pytest.raises(SettingError, match="nan"):
         concurrent_nas(space, lambda codes: np.full((len(codes), 2), np.nan), budget=20, population=10)
-
-
-def test_a_space_shrinks_to_what_clusters_choose() -> None:
-    wide = Wide()
-    # Two families and a few strays; what only strays choose is left out.
-    families = [(3, first + near, second + near, third, fourth)
-                for near in (0, 4) for first in (0, 1) for second in (0, 1)
-                for third in range(6) for fourth in range(6)]  # fmt: skip
-    strays = [(0, 2, 0, 0, 0), (1, 3, 2, 0, 0)]
-    shrunk = shrink_space(wide, [*families, *strays, *families])
-    assert shrunk.kept[0] == (3,)
-    assert shrunk.kept[1] == shrunk.kept[2] == (0, 1, 4, 5)
-    assert shrunk.kept[3] == shrunk.kept[4] == tuple(range(6))
-    assert count(shrunk) == 16 * 36 and shrunk.slots[0].choices == 1
-    inner = draw(shrunk, np.random.default_rng(0))
-    assert wide.canonical(shrunk.outer(inner)) == shrunk.outer(inner)
-    with pytest.raises(DataError, match="2 different networks"):
-        shrink_space(wide, strays * 60)
-
-
-class Wide(Layers):
-    slots = (Slot("depth", 4), *(Slot(f"width {at}", 6) for at in range(4)))
-
-
-def test_a_shrunk_space_is_canonical_too() -> None:
-    space = ShrunkSpace(Layers(), [(0, 2), (1, 3), (0, 2), (2, 3)])
-    assert space.outer((0, 1, 0, 0)) == (0, 3, 0, 0)
-    assert space.canonical((0, 1, 1, 1)) == (0, 1, 0, 0)
-    assert space.canonical((1, 1, 1, 1)) == (1, 1, 1, 1)
 
 
 def test_importance_tells_what_matters() -> None:

@@ -18,7 +18,7 @@ from ontarget.errors import DataError, LimitError, RunError, SettingError
 from ontarget.latency_table import LatencyTable
 from ontarget.pool import load, resolve
 from ontarget.pool.found_networks import load_network, refused
-from ontarget.search.search_networks import MARGIN, earlier_codes, finalists, search_networks
+from ontarget.search.search_networks import MARGIN, finalists, search_networks
 from ontarget.task import load_task
 
 pytest.importorskip("pymoo")
@@ -65,7 +65,7 @@ def test_image_networks_are_found_measured_and_sources(searched: Any, images: An
     page = (folder / "search.html").read_text()
     assert page.count("<svg") >= 3 and "<script" not in page and "Choices that matter" in page
     assert json.loads((folder / "search.json").read_text())["networks"][0]["code"] == list(best["code"])
-    assert len(earlier_codes(folder)) >= 1
+    assert "Taken over" not in page  # nothing was asked for
 
 
 def test_a_finished_search_is_not_done_again_and_a_part_goes_on(searched: Any, images: Any) -> None:
@@ -155,8 +155,8 @@ def test_finalists_keep_the_limit_and_spread_over_the_front() -> None:
     assert finalists(codes, values, 0.5) == [(0,)]
 
 
-def tiny_bert(folder: Path) -> Path:
-    """A BERT of 2 layers with a word tokenizer, random weights."""
+def tiny_bert(folder: Path, layers: int = 3) -> Path:
+    """A BERT with a word tokenizer, random weights."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -166,25 +166,30 @@ def tiny_bert(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(words), hidden_size=32, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=32,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
     return folder
 
 
-def test_text_slices_are_found_through_the_command_line(tmp_path: Path) -> None:
+def text_task(folder: Path, layers: int = 3) -> list[str]:
+    """The command line of a search on short texts, of which a word tells the class, with a tiny BERT."""
     generator = np.random.default_rng(0)
     labels = np.arange(600) % 2
     texts = [
         " ".join(f"w{at}" for at in generator.integers(0, 60, 6)) + (" good" if label else " bad") for label in labels
     ]
-    pd.DataFrame({"text": texts, "label": labels}).to_csv(tmp_path / "data.csv", index=False)
-    bert = tiny_bert(tmp_path / "bert")
-    common = [
-        "search", str(tmp_path / "data.csv"), "-i", "text", "-t", "label", "--source", f"file:{bert}",
-        "--budget", "10s", "--threads", "1", "-q",
+    pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / "data.csv", index=False)
+    bert = tiny_bert(folder / "bert", layers)
+    return [
+        "search", str(folder / "data.csv"), "-i", "text", "-t", "label", "--source", f"file:{bert}",
+        "--budget", "10s", "-q",
     ]  # fmt: skip
+
+
+def test_text_slices_are_found_through_the_command_line(tmp_path: Path) -> None:
+    common = [*text_task(tmp_path), "--threads", "1"]
     found = CliRunner().invoke(app, [*common, "-o", str(tmp_path / "one"), "--json"])
     assert found.exit_code == 0, found.output
     result = json.loads(found.output[found.output.index("{") :])
@@ -198,6 +203,83 @@ def test_text_slices_are_found_through_the_command_line(tmp_path: Path) -> None:
     assert len(info["config"]["layers"]) in (2, 3)
     loaded = load(resolve(f"file:{tmp_path / 'one' / 'found' / '1'}"))
     assert loaded.dim == 32 and loaded.preprocess.kind == "tokens"
+
+
+def families() -> list[tuple[int, ...]]:
+    """324 slices of a tiny BERT in two clusters: 4 layers, the first three with 2 heads each or with 4 each."""
+    free = [(last, *neurons) for last in (0, 1) for neurons in np.ndindex(3, 3, 3, 3)]
+    return [(1, first, first, first, *map(int, rest)) for first in (0, 2) for rest in free]
+
+
+def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path) -> None:
+    command, store = [*text_task(tmp_path, layers=4), "--runtime", "pytorch"], tmp_path / "store"
+
+    def search(name: str, *more: str) -> Any:
+        found = CliRunner().invoke(app, [*command, "-o", str(tmp_path / name), *more, "--json"])
+        assert found.exit_code == 0, found.output
+        return json.loads(found.output[found.output.index("{") :])
+
+    first = search("one", "--threads", "1", "--store", str(store))
+    assert first["taken_over"]["kept"] is None and "holds nothing of this space" in first["taken_over"]["reason"]
+    (own,) = store.glob("bert-*/*.jsonl")
+    head, *rows = map(json.loads, own.read_text().splitlines())
+    assert head["setting"]["threads"] == 1 and [row["code"] for row in rows] == [
+        row["code"] for row in first["evaluated"]
+    ]
+
+    # In its place, a search by hand: its best and its fastest slice are known, and its values are of no other training.
+    best, fastest = families()[200], families()[3]
+    lines = [head] + [
+        {"code": code, "quality": 5.0 + (code == best), "latency_ms": 70.0 - (code == fastest)} for code in families()
+    ]
+    own.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    second = search("two", "--threads", "2", "--store", str(store))
+    taken = second["taken_over"]
+    slots = ["layers", *(f"heads of layer {at}" for at in range(4))]
+    assert taken["dropped"] == [list(row) for row in zip(slots, [["3"], ["3"], ["3"], ["3"], ["4"]], strict=True)]
+    assert (taken["configurations"], taken["reduced_to"]) == (2 * 3**8, 2**4 * 3**4)
+    assert taken["start"] == [list(best), list(fastest)] and taken["sources"][0]["setting"]["threads"] == 1
+    codes = [row["code"] for row in second["evaluated"]]
+    assert list(best) in codes[:8] and list(fastest) in codes[:8]  # with the space's own extremes
+    found = [row["code"] for row in second["networks"]]
+    for code in (*codes, *found):
+        assert code[0] == 1 and set(code[1:4]) <= {0, 2} and code[4] in (0, 1)
+    assert all(row["quality"] <= 1 for row in second["evaluated"])  # evaluated anew: none has the value 5
+    page = (tmp_path / "two" / "search.html").read_text()
+    assert "heads of layer 0: 3 dropped" in page and "13,122 -&gt; 1,296 configurations" in page
+    assert len(list(store.glob("bert-*/*.jsonl"))) == 2
+
+    # Killed within the front, and the store has changed since: the space is the one that it began with.
+    for stage in ("front", "finalists", "measured"):
+        (tmp_path / "two" / "stages" / f"{stage}.json").unlink()
+    journal = tmp_path / "two" / "evaluated.jsonl"
+    journal.write_text("".join(line + "\n" for line in journal.read_text().splitlines()[:5]) + '{"code": [0')
+    own.unlink()
+    again = search("two", "--threads", "2", "--store", str(store))
+    assert again["taken_over"] == taken
+    assert [row["code"] for row in again["evaluated"]][:4] == codes[:4]
+    assert all(row["code"][0] == 1 and set(row["code"][1:4]) <= {0, 2} for row in again["evaluated"])
+
+    # What cannot be taken over is told before any work, with the option's name.
+    own.write_text(json.dumps(head) + "\n" + '{"code": [9]}\n')
+    for options, why in (
+        (["--store", str(store)], f"{own}, line 2, is damaged"),
+        (["--store", str(tmp_path / "one")], "is the folder of a search"),
+        (["--store", str(tmp_path / "data.csv")], "is a file"),
+        (["--warm-start", str(tmp_path / "no")], "There is no folder"),
+        (["--warm-start", str(tmp_path)], "holds no search"),
+    ):
+        refused_ = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "three"), "--threads", "1", *options])
+        message = str(refused_.exception)
+        assert why in message and f"Set by: {options[0]}." in message, (options, message)
+        assert not (tmp_path / "three" / "latency_table.json").exists()
+
+
+def test_a_warm_start_of_another_space_is_refused(searched: Any, images: Any, tmp_path: Path) -> None:
+    folder = Path(searched.folder)
+    with pytest.raises(SettingError, match="is of another space") as raised:
+        search_networks(images, output=tmp_path / "s", budget_s=10, threads=1, image_size=64, warm_start=[folder])
+    assert raised.value.option == "--warm-start" and not (tmp_path / "s" / "latency_table.json").exists()
 
 
 def test_profile_prints_how_well_the_table_predicts(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def print_search(found: Any) -> None:
     from rich.table import Table
 
     from ontarget.report.search_page import describe
+    from ontarget.search.take_over import TakenOver
 
     console = Console()
     limit = "no limit" if found.limit_ms is None else f"limit {found.limit_ms:g} ms"
@@ -228,6 +229,8 @@ def print_search(found: Any) -> None:
         f"{len(found.evaluated)} networks evaluated in {found.seconds:.0f} s; the space spans "
         f"{found.fastest_ms:.3g} to {found.slowest_ms:.3g} ms, {limit}"
     )
+    for line in TakenOver.from_json(found.taken_over).lines():
+        console.print(line, markup=False, highlight=False)
     rows = Table("source", found.metric, "ms, measured", "predicted", "network")
     for row in found.networks:
         rows.add_row(

@@ -56,7 +56,8 @@ def write_search_page(path: Path, found: Searched, training: Sequence[Mapping[st
 <meta name=viewport content="width=device-width"><title>Network search</title><style>{style}</style></head><body><main>
 <h1>Network search</h1>
 <table>{rows}</table>
-<section><h2>Networks found</h2><p>Quality on validation rows; latency measured in a fresh process.</p>
+{taken_over(found.taken_over)}<section><h2>Networks found</h2><p>Quality on validation rows; latency measured in a
+fresh process.</p>
 <table><tr><th>folder</th><th>{escape(found.metric)}</th><th>ms</th><th>predicted</th><th>network</th></tr>{networks}
 </table></section>
 <section><h2>Quality and latency</h2><p>Dots: parts of the super-network, latency predicted. Squares: the networks
@@ -69,6 +70,20 @@ found, measured.</p><div class="figure">{pareto(points, metric=found.metric, lim
 {choices(found.importance)}</section>
 </main></body></html>"""
     write_atomic(path, page.encode("utf-8", "replace"))
+
+
+def taken_over(stored: Mapping[str, Any]) -> str:
+    """What came from earlier searches and which choices were dropped; nothing where none was asked for."""
+    from ontarget.search.take_over import TakenOver
+
+    lines = TakenOver.from_json(stored).lines() if stored else []
+    if not lines:
+        return ""
+    return (
+        "<section><h2>Taken over from earlier searches</h2><ul>"
+        + "".join(f"<li>{escape(line)}</li>" for line in lines)
+        + "</ul></section>\n"
+    )
 
 
 def describe(config: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from ontarget.search.predictor import Predictor, fit_predictor
 from ontarget.search.space import Code, ElasticNetwork, count, draw, one_hot
 from ontarget.values import Array, Context
 
+LEAST_PREDICTED = 10  # networks that a predictor is fitted on
 PREDICTED = 10_000  # predicted evaluations a round (the code's range is 5,000 to 20,000)
 
 
@@ -83,6 +84,8 @@ def concurrent_nas(
         wanted = min(population, budget - len(codes))
         if not codes:
             batch = list(dict.fromkeys(space.canonical(code) for code in start))[:wanted]
+        elif len(codes) < LEAST_PREDICTED:
+            batch = []  # a tiny space: what is left of it is drawn
         else:
             features = one_hot(space, codes)
             predictors = [fit_predictor(features, values[:, at], seed=context.seed) for at in range(objectives)]

@@ -6,8 +6,9 @@ pretrained BERT together with its slices, ConcurrentNAS finds the front, the bes
 from the device's table (`latency_table`) while searching, and is measured again, in a fresh process, for what is
 returned.
 
-Folder: stages/*.json (what each step decided), latency_table.json, supernetwork.safetensors, evaluated.jsonl,
-found/1, found/2, ... (networks, best first), search.json, search.html. Finished steps are not done again.
+Folder: stages/*.json (what each step decided; taken_over.json: what came from earlier searches), latency_table.json,
+supernetwork.safetensors, evaluated.jsonl, found/1, found/2, ... (networks, best first), search.json, search.html.
+Finished steps are not done again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,10 @@ import torch
 from ontarget.errors import DataError, LimitError, RunError, SettingError, out_of_memory, require_extra
 from ontarget.latency_table import LatencyTable, Setting, profile
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
+from ontarget.search.population_store import PopulationStore, StoreWriter, describe_space
+from ontarget.search.shrink_space import ShrunkSpace
 from ontarget.search.space import Code, ElasticNetwork
+from ontarget.search.take_over import Earlier, TakenOver, take_over
 from ontarget.values import Context, TargetData
 
 TRAINING_SHARE = 0.45  # of the budget, for the super-network (choice)
@@ -46,6 +50,8 @@ class Searched:
     """What a search gave. networks: found/N, best first, each with its quality on validation rows and milliseconds.
 
     front, evaluated: of the super-network, predicted; importance: of the choices for quality. agreement: of the table.
+    taken_over: from earlier searches, and what choices were dropped (`take_over.TakenOver`). fastest_ms, slowest_ms: of
+    the space that was searched.
     """
 
     folder: str
@@ -61,6 +67,7 @@ class Searched:
     fastest_ms: float
     slowest_ms: float
     seconds: float
+    taken_over: Mapping[str, Any] = field(default_factory=dict)
 
 
 def search_networks(
@@ -79,6 +86,9 @@ def search_networks(
     augment: str = "none",
     optimizer: str = "sgd",
     start: Sequence[Code] = (),
+    warm_start: Sequence[Path | str] = (),
+    store: Path | str | None = None,
+    whole_space: bool = False,
     loaded: TargetData | None = None,
     with_preprocessing: bool = False,
     context: Context = Context(),
@@ -91,15 +101,26 @@ def search_networks(
     image_size: pixels; the images' own side up to 64 by default. table: a latency table of this device, made here by
         default; ``any_device`` takes one of another. augment, optimizer: of image networks trained from scratch: words
         as in `augment.image_augmentation`, or "adautomix"; as in `retrain`. start: codes that the search of the front
-        starts from. loaded: the task's rows, where they were read already. with_preprocessing: the limit is one of
-        preprocessing and network together, as a bundle's is.
+        starts from. warm_start: folders of earlier searches of the space, finished or running; store: a population
+        store's folder, read and written (`population_store`). Their fronts start the search too, and choices that
+        their visited networks hardly make are left out of the space, unless ``whole_space``. loaded: the task's rows,
+        where they were read already. with_preprocessing: the limit is one of preprocessing and network together, as a
+        bundle's is.
     Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit cannot be
-    reached, before anything is trained; RunError for a folder of another search.
+    reached, before anything is trained; RunError for a folder of another search, or a store that cannot be used.
     """
     from ontarget.data import load
     from ontarget.task import load_task
 
     begun = time.monotonic()
+    folder = RunFolder(output)
+    earlier = Earlier(
+        tuple(map(tuple, start)), tuple(map(Path, warm_start)), PopulationStore(store) if store else None, whole_space
+    )
+    if not folder.has("taken_over"):
+        earlier.check(folder.path)
+    elif earlier.store is not None:
+        earlier.store.check()
     request = load_task(data, fields)
     loaded = loaded or load(request.task)
     check_searchable(loaded, budget_s)
@@ -108,7 +129,6 @@ def search_networks(
             f"augment is '{augment}' and optimizer '{optimizer}' for texts.", allowed="none, sgd",
             option="--augment, --optimizer", next_step="leave them out: slices are not trained from scratch",
         )  # fmt: skip
-    folder = RunFolder(output)
     setting = Setting(runtime, threads or os.cpu_count() or 1, request.task.batch_size, precision)
     asked = {
         "fingerprint": loaded.fingerprint, "source": source, "latency_ms": latency_ms, "image_size": image_size,
@@ -138,7 +158,7 @@ def search_networks(
                     latency_ms, folder.once("preprocessing", lambda: _preprocessing_ms(work, setting.batch_size),
                                             clock=clock)
                 )  # fmt: skip
-            return _searched(work, folder, clock, setting, table, any_device, latency_ms, start, context, begun)
+            return _searched(work, folder, clock, setting, table, any_device, latency_ms, earlier, context, begun)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -160,7 +180,7 @@ def _searched(
     given: Path | str | LatencyTable | None,
     any_device: bool,
     latency_ms: float | None,
-    start: Sequence[Code],
+    earlier: Earlier,
     context: Context,
     begun: float,
 ) -> Searched:
@@ -170,6 +190,7 @@ def _searched(
     from ontarget.search.importance import importance
 
     space, path = work.space, folder.path
+    read = _earlier(work, folder, earlier)
     table = _table(space, setting, given, any_device, path / "latency_table.json", context)
     fastest, slowest = extremes(space, table)
     if latency_ms is not None and latency_ms < table.predict(space.operators(fastest)):
@@ -178,6 +199,11 @@ def _searched(
             f"{table.predict(space.operators(fastest)):.3g} ms.",
             option="--latency-ms", next_step="raise the limit, or lower --image-size or --max-length",
         )  # fmt: skip
+    taken, writer = _taken_over(work, folder, clock, setting, table, latency_ms, earlier, read)
+    searched = taken.space(space)
+    fastest, slowest = (_whole(searched, code) for code in extremes(searched, table))
+    if taken.sources and context.progress is not None:
+        context.progress(0, 1, taken.lines()[-1])
     weights = path / "supernetwork.safetensors"
 
     def train() -> dict[str, Any]:
@@ -197,19 +223,30 @@ def _searched(
     budget = int(np.clip(left / max(work.seconds_of_one(), 1e-3), 60, 400))
 
     def evaluate(codes: Sequence[Code]) -> Any:
-        return np.array([[1 - work.quality(code), table.predict(space.operators(code))] for code in codes])
+        rows = []
+        for code in (_whole(searched, code) for code in codes):
+            rows.append([1 - work.quality(code), table.predict(space.operators(code))])
+            if writer is not None:
+                writer.add(code, rows[-1])
+        return np.array(rows)
 
     def front() -> dict[str, Any]:
-        first = [*map(tuple, start), *map(tuple, trained["codes"]), fastest, slowest]
+        if writer is not None:
+            writer.begin()
+        # This device's own first: a population may not hold all of an earlier search's front.
+        first = _inside(searched, [*map(tuple, trained["codes"]), fastest, slowest, *taken.start])
         found = concurrent_nas(
-            space, evaluate, budget=budget, population=min(50, budget // 3), start=first,
+            searched, evaluate, budget=budget, population=min(50, budget // 3), start=first,
             journal=path / "evaluated.jsonl",
             context=replace(context, deadline=clock.deadline(left)),
         )  # fmt: skip
-        return {"codes": found.codes, "values": found.values, "history": found.history}
+        codes = [_whole(searched, code) for code in found.codes]
+        return {"codes": codes, "values": found.values, "history": found.history}
 
     evaluated = folder.once("front", front, clock=clock, kind="measuring")
     codes, values = [tuple(code) for code in evaluated["codes"]], np.array(evaluated["values"])
+    if writer is not None:
+        writer.write(codes, values)
     limit = float("inf") if latency_ms is None else latency_ms
     chosen = finalists(codes, values, limit, extra=[tuple(code) for code in trained["codes"]])
 
@@ -264,10 +301,10 @@ def _searched(
         str(path), work.data.metric, work.name, tuple(networks),
         tuple({"code": code, "quality": 1 - value[0], "predicted_ms": value[1]}
               for code, value in zip(codes, values.tolist(), strict=True)),
-        tuple(evaluated["history"]), tuple(importance(space, codes, 1 - values[:, 0])),
+        tuple(evaluated["history"]), tuple(importance(searched, _inside(searched, codes), 1 - values[:, 0])),
         {**asdict(table.agreement), "kendall": table.agreement.kendall, "error": table.agreement.median_error},
         asdict(setting), latency_ms, table.predict(space.operators(fastest)),
-        table.predict(space.operators(slowest)), time.monotonic() - begun,
+        table.predict(space.operators(slowest)), time.monotonic() - begun, taken.to_json(),
     )  # fmt: skip
     write_atomic(path / "search.json", to_json(asdict(result)))
     write_search_page(path / "search.html", result, trained.get("history", ()))
@@ -303,18 +340,60 @@ def _left_for_network(latency_ms: float, preprocessing_ms: float) -> float:
     return latency_ms - preprocessing_ms
 
 
-def earlier_codes(folder: Path | str) -> tuple[Code, ...]:
-    """The front of an earlier search, best first: the start for another device. Raises RunError for another folder."""
-    import json
+def _earlier(work: _Search, folder: RunFolder, earlier: Earlier) -> list[Any]:
+    """What earlier searches visited, read and checked before any work; nothing where this search goes on."""
+    if folder.has("taken_over"):
+        TakenOver.from_json(folder.read("taken_over")).check_asked(earlier, folder.path)
+        return []
+    return list(earlier.read(work.space, describe_space(work.space, work.name), work.data.fingerprint))
 
-    from ontarget.search.genetic import non_dominated
 
-    try:
-        rows = json.loads((Path(folder) / "search.json").read_text())["evaluated"]
-        values = np.array([[1 - row["quality"], row["predicted_ms"]] for row in rows])
-        return tuple(tuple(rows[at]["code"]) for at in non_dominated(values))
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise RunError(f"{folder} holds no finished search.", option="--warm-start") from error
+def _taken_over(
+    work: _Search,
+    folder: RunFolder,
+    clock: Clock,
+    setting: Setting,
+    table: LatencyTable,
+    latency_ms: float | None,
+    earlier: Earlier,
+    read: list[Any],
+) -> tuple[TakenOver, StoreWriter | None]:
+    """What is taken over, decided once and kept in the folder, and the writer of this search's file in the store."""
+    import uuid
+
+    described, task = describe_space(work.space, work.name), work.data.fingerprint
+
+    def within(space: ElasticNetwork) -> bool:
+        if latency_ms is None:
+            return True
+        return table.predict(space.operators(extremes(space, table)[0])) <= MARGIN * latency_ms
+
+    def decide() -> dict[str, Any]:
+        begun = (folder.path / "evaluated.jsonl").exists()  # before this stage was kept: its space stays
+        others = earlier.store.others(described, task) if earlier.store else 0
+        plan = replace(earlier, whole_space=True) if begun else earlier
+        return take_over(work.space, plan, read, within=within, others=others, name=uuid.uuid4().hex[:16]).to_json()
+
+    taken = TakenOver.from_json(folder.once("taken_over", decide, clock=clock))
+    writer = None
+    if earlier.store is not None:
+        writer = earlier.store.writer(
+            described, task, taken.name, device=table.device, setting=asdict(setting),
+            source=getattr(work, "locator", None),
+        )  # fmt: skip
+    return taken, writer
+
+
+def _whole(space: ElasticNetwork, code: Code) -> Code:
+    """A code of the space that is searched in the whole space."""
+    return space.outer(code) if isinstance(space, ShrunkSpace) else code
+
+
+def _inside(space: ElasticNetwork, codes: Sequence[Code]) -> list[Code]:
+    """Codes of the whole space in the space that is searched, without those that are not in it."""
+    if not isinstance(space, ShrunkSpace):
+        return list(codes)
+    return [code for code in map(space.inner, codes) if code is not None]
 
 
 def extremes(space: ElasticNetwork, table: LatencyTable) -> tuple[Code, Code]:

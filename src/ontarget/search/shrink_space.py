@@ -2,6 +2,7 @@
 
 Sarah et al., arXiv 2202.12954, section on PopDB. All configurations visited on a device are clustered (HDBSCAN,
 smallest cluster 50, 10 samples); a choice of a slot that fewer than 1% of the points in clusters make is left out.
+Only points in which the slot has an effect count for it (choice): a layer that most networks leave out loses no width.
 Checked: tests/search/test_shrink_space.py.
 """
 
@@ -34,14 +35,31 @@ class ShrunkSpace:
         """The same network's code in the whole space."""
         return self.space.canonical(tuple(choices[value] for choices, value in zip(self.kept, code, strict=True)))
 
+    def inner(self, code: Code) -> Code | None:
+        """The code of the whole space's network here, in canonical form; None where it makes a choice left out here."""
+        whole = self.space.canonical(code)
+        near = tuple(
+            choices.index(value) if value in choices else 0 for choices, value in zip(self.kept, whole, strict=True)
+        )
+        return self.canonical(near) if self.outer(near) == whole else None
+
     def canonical(self, code: Code) -> Code:
-        """Slots without effect at 0."""
-        result = list(code)
+        """Slots without effect at 0: those whose choice the whole space's canonical form does not repeat."""
         whole = self.outer(code)
-        for at in range(len(code)):
-            if self.outer((*code[:at], 0, *code[at + 1 :])) == whole:
-                result[at] = 0
-        return tuple(result)
+        return tuple(
+            value if choices[value] == same else 0 for choices, value, same in zip(self.kept, code, whole, strict=True)
+        )
+
+    @property
+    def dropped(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """(slot's name, labels of the choices left out) of every slot that lost some."""
+        found = []
+        for slot, choices in zip(self.space.slots, self.kept, strict=True):
+            names = slot.labels or tuple(map(str, range(slot.choices)))
+            gone = tuple(names[choice] for choice in range(slot.choices) if choice not in choices)
+            if gone:
+                found.append((slot.name, gone))
+        return tuple(found)
 
     def slice(self, code: Code) -> torch.nn.Module:
         return self.space.slice(self.outer(code))
@@ -59,8 +77,8 @@ class ShrunkSpace:
 def shrink_space(space: ElasticNetwork, visited: Sequence[Code]) -> ShrunkSpace:
     """The space without the choices that clusters of ``visited`` codes, equal ones counted once, hardly make.
 
-    Every slot keeps its most frequent choice. Without any cluster nothing is left out. Raises DataError for fewer
-    different codes than a smallest cluster, 50.
+    Every slot keeps its most frequent choice; one that has no effect in any point of a cluster keeps its first. Without
+    any cluster nothing is left out. Raises DataError for fewer different codes than a smallest cluster, 50.
     """
     from sklearn.cluster import HDBSCAN
 
@@ -73,10 +91,13 @@ def shrink_space(space: ElasticNetwork, visited: Sequence[Code]) -> ShrunkSpace:
     features = one_hot(space, codes)
     model = HDBSCAN(min_cluster_size=SMALLEST_CLUSTER, min_samples=min(SAMPLES, len(codes)), copy=True)
     inside = np.flatnonzero(model.fit_predict(features) >= 0)
-    points = np.array(codes)[inside]
-    kept = []
-    for at, slot in enumerate(space.slots):
-        shares = np.bincount(points[:, at], minlength=slot.choices) / max(1, len(points))
-        choices = [choice for choice in range(slot.choices) if shares[choice] >= RARE]
-        kept.append(choices if len(points) else list(range(slot.choices)))
+    if not len(inside):
+        return ShrunkSpace(space, [range(slot.choices) for slot in space.slots])
+    made = features[inside].sum(axis=0)  # how often each choice is made where its slot has an effect
+    kept, first = [], 0
+    for slot in space.slots:
+        counts = made[first : first + slot.choices]
+        first += slot.choices
+        least = max(RARE * counts.sum(), 1.0)
+        kept.append([int(at) for at in np.flatnonzero(counts >= least)] or [int(counts.argmax())])
     return ShrunkSpace(space, kept)
