@@ -105,7 +105,7 @@ class LatencyTable:
         for operator in operators:
             if operator.key not in self.operators:
                 raise LimitError(
-                    f"The latency table has no entry for {operator.key}.", option="latency table",
+                    f"The latency table has no entry for {operator.key}.", option="--table",
                     next_step="make the table for this space: ontarget device profile",
                 )  # fmt: skip
             total += self.operators[operator.key]
@@ -122,7 +122,7 @@ class LatencyTable:
                 raise RunError(
                     f"The latency table is of another device: {name} is '{self.device.get(name)}' there and "
                     f"'{here.get(name)}' here.",
-                    option="latency table",
+                    option="--table",
                     next_step="make one here with ontarget device profile, or search for that device with --any-device",
                 )
 
@@ -151,10 +151,27 @@ class LatencyTable:
                     raise RunError(f"{path}: the entry of {name} is {value!r}.", next_step="make the table anew")
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise RunError(
-                f"{path} is no latency table ({type(error).__name__}: {error}).", option="latency table",
+                f"{path} is no latency table ({type(error).__name__}: {error}).", option="--table",
                 next_step="make one with ontarget device profile",
             ) from error  # fmt: skip
         return table
+
+
+def check_output(path: Path) -> None:
+    """Raises RunError, before any timing, where a table cannot be written to ``path``."""
+    import tempfile
+
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"The latency table cannot be written to {path} ({error.strerror or error}).", option="--output",
+            next_step="give the name of a file such as laptop.json",
+        ) from error  # fmt: skip
 
 
 def profile(

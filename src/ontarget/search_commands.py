@@ -27,7 +27,9 @@ def profile(
     precision: Precision = "float32",
     threads: Threads = None,
     batch_size: BatchSize = 1,
-    checked: Annotated[int, typer.Option(help="Whole networks, not used for the table, that it is checked on")] = 12,
+    checked: Annotated[
+        int, typer.Option(help="Whole networks, not used for the table, that it is checked on", min=0)
+    ] = 12,
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the table goes")] = Path("latency_table.json"),
     quiet: Quiet = False,
 ) -> None:
@@ -41,14 +43,15 @@ def profile(
 
     import torch
 
-    from ontarget.errors import SettingError
-    from ontarget.latency_table import Setting
+    from ontarget.errors import RunError, SettingError
+    from ontarget.latency_table import Setting, check_output
     from ontarget.latency_table import profile as make_table
     from ontarget.progress import console_progress
     from ontarget.report.console import print_latency_table
     from ontarget.values import Context
 
     setting = Setting(runtime, threads or os.cpu_count() or 1, batch_size, precision)  # type: ignore[arg-type]
+    check_output(output)
     torch.set_num_threads(setting.threads)
     found: Any
     if space == "mobile":
@@ -61,8 +64,14 @@ def profile(
         from ontarget.pool import load, resolve
         from ontarget.search.elastic_bert import elastic_bert
 
-        encoder = load(resolve(space), max_length=length).encoder
-        found = elastic_bert(getattr(encoder, "model", encoder), outputs=10, length=length).eval()
+        try:
+            encoder = load(resolve(space), max_length=length).encoder
+            found = elastic_bert(getattr(encoder, "model", encoder), outputs=10, length=length).eval()
+        except (SettingError, RunError) as error:
+            raise SettingError(
+                error.given, allowed="mobile, zoo:minilm, hub:org/name or file:path of a BertModel", option="--space",
+                next_step="ontarget device profile --space zoo:minilm, or mobile for images",
+            ) from error  # fmt: skip
     with console_progress(quiet) as progress:
         table = make_table(found, setting, checked=checked, context=Context(progress=progress))
     table.save(output)

@@ -233,7 +233,11 @@ def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path) -> None:
         {"code": code, "quality": 5.0 + (code == best), "latency_ms": 70.0 - (code == fastest)} for code in families()
     ]
     own.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    second = search("two", "--threads", "2", "--store", str(store))
+    table = json.loads((tmp_path / "one" / "latency_table.json").read_text())
+    table["setting"]["threads"] = 2  # timed with one thread: enough here
+    (tmp_path / "two.json").write_text(json.dumps(table))
+    sibling = ["--threads", "2", "--store", str(store), "--table", str(tmp_path / "two.json")]
+    second = search("two", *sibling)
     taken = second["taken_over"]
     slots = ["layers", *(f"heads of layer {at}" for at in range(4))]
     assert taken["dropped"] == [list(row) for row in zip(slots, [["3"], ["3"], ["3"], ["3"], ["4"]], strict=True)]
@@ -255,7 +259,7 @@ def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path) -> None:
     journal = tmp_path / "two" / "evaluated.jsonl"
     journal.write_text("".join(line + "\n" for line in journal.read_text().splitlines()[:5]) + '{"code": [0')
     own.unlink()
-    again = search("two", "--threads", "2", "--store", str(store))
+    again = search("two", *sibling)
     assert again["taken_over"] == taken
     assert [row["code"] for row in again["evaluated"]][:4] == codes[:4]
     assert all(row["code"][0] == 1 and set(row["code"][1:4]) <= {0, 2} for row in again["evaluated"])
@@ -290,6 +294,28 @@ def test_profile_prints_how_well_the_table_predicts(tmp_path: Path) -> None:
     assert found.exit_code == 0, found.output
     assert "Kendall" in found.output and "median error" in found.output
     LatencyTable.load(path).check_device()
+
+
+@pytest.mark.parametrize(
+    ("options", "why", "option"),
+    [
+        (["device", "profile", "--space", "nosuch"], "'nosuch' names no source", "--space"),
+        (["device", "profile", "--space", "control:random-efficientnet-lite0"], "cannot be sliced", "--space"),
+        (["device", "profile", "-o", "{folder}"], "it is a folder", "--output"),
+        (["device", "profile", "-o", "{file}/below/t.json"], "The latency table cannot be written", "--output"),
+        (["search", "{data}", "-t", "label", "--table", "{file}"], "is no latency table", "--table"),
+        (["search", "{data}", "-t", "label", "-o", "{file}"], "cannot be written", "--output, --run"),
+    ],
+)
+def test_wrong_input_is_told_before_any_work(options: list[str], why: str, option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    data = text_task(tmp_path)[1]
+    given = [text.format(folder=tmp_path, file=tmp_path / "file", data=data) for text in options]
+    if given[0] == "search":
+        given += ["-i", "text", "--source", f"file:{tmp_path / 'bert'}", "-q"]
+        given += [] if "-o" in given else ["-o", str(tmp_path / "s")]
+    error: Any = CliRunner().invoke(app, given).exception
+    assert why in str(error) and error.option == option
 
 
 def test_out_of_memory_names_the_knob(images: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,8 +90,15 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Own the run for the length of the block; the kernel frees it when the process dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "run.lock", "a+") as lock:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / "run.lock", "a+")
+        except OSError as error:
+            raise RunError(
+                f"The folder {self.path} cannot be written ({error.strerror or error}).", option="--output, --run",
+                next_step="choose another folder",
+            ) from error  # fmt: skip
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
