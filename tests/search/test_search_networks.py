@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,19 +212,23 @@ def families() -> list[tuple[int, ...]]:
     return [(1, first, first, first, *map(int, rest)) for first in (0, 2) for rest in free]
 
 
-def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path) -> None:
-    command, store = [*text_task(tmp_path, layers=4), "--runtime", "pytorch"], tmp_path / "store"
+def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ontarget.search import concurrent_nas
+
+    quick = partial(concurrent_nas.concurrent_nas, predicted=500)  # what is tested here needs no thorough search
+    monkeypatch.setattr(concurrent_nas, "concurrent_nas", quick)
+    command, store = [*text_task(tmp_path, layers=4), "--runtime", "pytorch", "--threads", "1"], tmp_path / "store"
 
     def search(name: str, *more: str) -> Any:
         found = CliRunner().invoke(app, [*command, "-o", str(tmp_path / name), *more, "--json"])
         assert found.exit_code == 0, found.output
         return json.loads(found.output[found.output.index("{") :])
 
-    first = search("one", "--threads", "1", "--store", str(store))
+    first = search("one", "--store", str(store))
     assert first["taken_over"]["kept"] is None and "holds nothing of this space" in first["taken_over"]["reason"]
     (own,) = store.glob("bert-*/*.jsonl")
     head, *rows = map(json.loads, own.read_text().splitlines())
-    assert head["setting"]["threads"] == 1 and [row["code"] for row in rows] == [
+    assert head["setting"]["batch_size"] == 1 and [row["code"] for row in rows] == [
         row["code"] for row in first["evaluated"]
     ]
 
@@ -234,15 +239,15 @@ def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path) -> None:
     ]
     own.write_text("".join(json.dumps(line) + "\n" for line in lines))
     table = json.loads((tmp_path / "one" / "latency_table.json").read_text())
-    table["setting"]["threads"] = 2  # timed with one thread: enough here
+    table["setting"]["batch_size"] = 2  # timed with one row: enough here
     (tmp_path / "two.json").write_text(json.dumps(table))
-    sibling = ["--threads", "2", "--store", str(store), "--table", str(tmp_path / "two.json")]
+    sibling = ["--batch-size", "2", "--store", str(store), "--table", str(tmp_path / "two.json")]
     second = search("two", *sibling)
     taken = second["taken_over"]
     slots = ["layers", *(f"heads of layer {at}" for at in range(4))]
     assert taken["dropped"] == [list(row) for row in zip(slots, [["3"], ["3"], ["3"], ["3"], ["4"]], strict=True)]
     assert (taken["configurations"], taken["reduced_to"]) == (2 * 3**8, 2**4 * 3**4)
-    assert taken["start"] == [list(best), list(fastest)] and taken["sources"][0]["setting"]["threads"] == 1
+    assert taken["start"] == [list(best), list(fastest)] and taken["sources"][0]["setting"]["batch_size"] == 1
     codes = [row["code"] for row in second["evaluated"]]
     assert list(best) in codes[:8] and list(fastest) in codes[:8]  # with the space's own extremes
     found = [row["code"] for row in second["networks"]]
@@ -273,7 +278,7 @@ def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path) -> None:
         (["--warm-start", str(tmp_path / "no")], "There is no folder"),
         (["--warm-start", str(tmp_path)], "holds no search"),
     ):
-        refused_ = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "three"), "--threads", "1", *options])
+        refused_ = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "three"), *options])
         message = str(refused_.exception)
         assert why in message and f"Set by: {options[0]}." in message, (options, message)
         assert not (tmp_path / "three" / "latency_table.json").exists()
