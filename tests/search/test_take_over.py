@@ -99,7 +99,7 @@ def test_why_nothing_is_dropped_is_said(tmp_path: Path) -> None:
     ]
     generator = np.random.default_rng(0)
     drawn = [tuple(map(int, generator.integers(0, 6, 4))) for _ in range(120)]
-    assert "forms no cluster" in take_over(Widths(), store(tmp_path), [visited(drawn)]).reason
+    assert "forms no clusters" in take_over(Widths(), store(tmp_path), [visited(drawn)]).reason
     slow = take_over(Widths(), store(tmp_path), [visited(families())], within=lambda space: False)
     assert slow.kept is None and slow.start and "no network within the latency limit" in slow.reason
     assert take_over(Widths(), Earlier(), []).lines() == []

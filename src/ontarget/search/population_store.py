@@ -287,7 +287,7 @@ class EarlierSearch:
         try:
             inner: ElasticNetwork = space if kept is None else ShrunkSpace(space, kept)
             there = [(str(name), int(choices)) for name, choices in head["slots"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise _damaged(path, 1, _why(error), self.option) from error
         here = [(slot.name, slot.choices) for slot in inner.slots]
         if there != here:

@@ -205,7 +205,7 @@ def _shrunk(
         return None, f"{len(codes)} different networks were visited, and a cluster needs {SMALLEST_CLUSTER}"
     shrunk = shrink_space(space, codes)
     if not shrunk.dropped:
-        return None, "what was visited forms no cluster, or every choice is made in the clusters"
+        return None, "what was visited forms no clusters, or they make every choice"
     if not within(shrunk):
         return None, "the space cut down has no network within the latency limit of this device"
     return shrunk, ""
