@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ontarget.errors import RunError, SettingError
-from ontarget.search.population_store import PopulationStore, Visited
+from ontarget.search.population_store import PopulationStore, Visited, describe_space
 from ontarget.search.shrink_space import ShrunkSpace
 from ontarget.search.space import Code, Slot, count
 from ontarget.search.take_over import Earlier, TakenOver, fronts, short, take_over
@@ -110,6 +110,20 @@ def test_given_codes_come_first_and_are_checked() -> None:
     assert take_over(Widths(), earlier, []).start == ((5, 5, 5, 5),)
     with pytest.raises(SettingError, match="Slot 'width 3' is 6"):
         Earlier(codes=((5, 5, 5, 6),)).read(Widths(), {"name": "widths"}, "task")
+
+
+def test_a_search_that_is_given_twice_is_taken_once(tmp_path: Path) -> None:
+    earlier = Earlier(folders=(tmp_path / "one",), store=PopulationStore(tmp_path / "store"))
+    (tmp_path / "one").mkdir()
+    rows = [{"code": [0, 1, 2, 3], "quality": 0.5, "predicted_ms": 1.0}]
+    (tmp_path / "one" / "search.json").write_text(json.dumps({"space": "widths", "evaluated": rows}))
+    described = describe_space(Widths(), "widths")
+    assert earlier.store is not None
+    writer = earlier.store.writer(described, "task", "a", device={}, setting=SETTING)
+    writer.write([(0, 1, 2, 3)], np.array([[0.5, 1.0]]))
+    assert [one.origin for one in earlier.read(Widths(), described, "task")] == [str(tmp_path / "one")]
+    writer.write([(0, 1, 2, 3), (0, 0, 0, 0)], np.array([[0.5, 1.0]] * 2))
+    assert len(earlier.read(Widths(), described, "task")) == 2
 
 
 def test_a_search_goes_on_with_the_start_that_it_began_with(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ class Earlier:
             check_code(space, code)
         found = [EarlierSearch(folder).read(space, described["name"], task) for folder in self.folders]
         if self.store is not None:
-            found += self.store.read(space, described, task)
+            known = {one.codes for one in found}  # a search may be given by its folder and lie in the store too
+            found += [one for one in self.store.read(space, described, task) if one.codes not in known]
         return found
 
 
