@@ -34,6 +34,7 @@ ROUND_MS = 6.0  # that an operator runs in a round at least (choice)
 WARM_UP_CALLS = 3
 OUTLIER = 3.5  # times the median absolute deviation, scaled to a normal's, that a round may be off (choice)
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the correction; chosen by leave-one-out error (choice)
+MOST_WEIGHTS = 800_000_000  # of networks that are timed in turn: 3 GB in float32 (choice)
 VERSION = 1
 
 
@@ -208,13 +209,20 @@ def profile(
     for at, operator in enumerate(modules):
         made(at)
         calls.append(make_call(build_operator(operator), operator_input(operator, setting.batch_size), setting))
-    networks = []
-    for at, code in enumerate(codes):
-        made(len(modules) + at)
-        networks.append(make_call(space.slice(code).eval(), space.example(setting.batch_size), setting))
     # Operators and networks apart: after a large network an operator's data are out of the caches.
     alone = time_calls(calls, setting, context=context, what="timing operators")
-    whole = time_calls(networks, setting, context=context, what="timing whole networks")
+    whole: list[float] = []
+    while len(whole) < len(codes):  # as many networks together as memory should hold
+        networks: list[Callable[[], Any]] = []
+        weights = 0
+        for code in codes[len(whole) :]:
+            if networks and weights * (len(networks) + 1) / len(networks) > MOST_WEIGHTS:
+                break
+            made(len(modules) + len(whole) + len(networks))
+            network = space.slice(code).eval()
+            weights += sum(weight.numel() for weight in network.parameters())
+            networks.append(make_call(network, space.example(setting.batch_size), setting))
+        whole += time_calls(networks, setting, context=context, what="timing whole networks")
     own = dict(zip(found, alone, strict=True))
     keys = [[operator.key for operator in space.operators(code)] for code in codes]
     kept = len(codes) - checked

@@ -62,15 +62,16 @@ def profile(
         found = MobileSpace(image_size=image_size, channels=channels, outputs=10, **stages_for(image_size)).eval()
     else:
         from ontarget.pool import load, resolve
-        from ontarget.search.elastic_bert import elastic_bert
+        from ontarget.search.slice_pretrained import slice_pretrained
 
         try:
             encoder = load(resolve(space), max_length=length).encoder
-            found = elastic_bert(getattr(encoder, "model", encoder), outputs=10, length=length).eval()
+            model = getattr(encoder, "model", encoder)
+            found = slice_pretrained(model, outputs=10, length=length, option="--space").eval()
         except (SettingError, RunError) as error:
             raise SettingError(
-                error.given, allowed="mobile, zoo:minilm, hub:org/name or file:path of a BertModel", option="--space",
-                next_step="ontarget device profile --space zoo:minilm, or mobile for images",
+                error.given, allowed="mobile, zoo:minilm, hub:org/name or file:path of a BertModel or LlamaModel",
+                option="--space", next_step="ontarget device profile --space zoo:minilm, or mobile for images",
             ) from error  # fmt: skip
     with console_progress(quiet) as progress:
         table = make_table(found, setting, checked=checked, context=Context(progress=progress))
@@ -87,7 +88,7 @@ def search(
     ),
     latency_ms: Annotated[float | None, typer.Option(help="Limit: latency of one call of the network, ms")] = None,
     budget: Annotated[str, typer.Option(help="Wall-clock time: 5m, 1h")] = "10m",
-    source: Annotated[str | None, typer.Option(help="Texts: the BERT to slice; zoo:minilm")] = None,
+    source: Annotated[str | None, typer.Option(help="Texts: the BERT or Llama to slice; zoo:minilm")] = None,
     image_size: Annotated[int | None, typer.Option(help="Images: side in pixels; their own, 64 at most")] = None,
     table: Annotated[Path | None, typer.Option(help="Latency table of this device; made if left out")] = None,
     any_device: Annotated[bool, typer.Option("--any-device", help="Accept a table of another device")] = False,

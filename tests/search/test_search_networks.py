@@ -174,27 +174,43 @@ def tiny_bert(folder: Path, layers: int = 3) -> Path:
     return folder
 
 
-def text_task(folder: Path, layers: int = 3) -> list[str]:
-    """The command line of a search on short texts, of which a word tells the class, with a tiny BERT."""
+def tiny_llama(folder: Path) -> Path:
+    """A Llama of 3 layers with the tokenizer of `tiny_bert`, random weights."""
+    from transformers import LlamaConfig, LlamaModel
+
+    tiny_bert(folder)
+    (folder / "model.safetensors").unlink()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=64, max_position_embeddings=32,
+    )  # fmt: skip
+    LlamaModel(config).save_pretrained(folder)
+    return folder
+
+
+def text_task(folder: Path, layers: int = 3, make: Any = None) -> list[str]:
+    """The command line of a search on short texts, of which a word tells the class, with a tiny encoder."""
     generator = np.random.default_rng(0)
     labels = np.arange(600) % 2
     texts = [
         " ".join(f"w{at}" for at in generator.integers(0, 60, 6)) + (" good" if label else " bad") for label in labels
     ]
     pd.DataFrame({"text": texts, "label": labels}).to_csv(folder / "data.csv", index=False)
-    bert = tiny_bert(folder / "bert", layers)
+    encoder = make(folder / "llama") if make else tiny_bert(folder / "bert", layers)
     return [
-        "search", str(folder / "data.csv"), "-i", "text", "-t", "label", "--source", f"file:{bert}",
+        "search", str(folder / "data.csv"), "-i", "text", "-t", "label", "--source", f"file:{encoder}",
         "--budget", "10s", "-q",
     ]  # fmt: skip
 
 
-def test_text_slices_are_found_through_the_command_line(tmp_path: Path) -> None:
-    common = [*text_task(tmp_path), "--threads", "1"]
+@pytest.mark.parametrize(("kind", "make"), [("bert", None), ("llama", tiny_llama)])
+def test_text_slices_are_found_through_the_command_line(kind: str, make: Any, tmp_path: Path) -> None:
+    common = [*text_task(tmp_path, make=make), "--threads", "1"]
     found = CliRunner().invoke(app, [*common, "-o", str(tmp_path / "one"), "--json"])
     assert found.exit_code == 0, found.output
     result = json.loads(found.output[found.output.index("{") :])
-    assert result["space"] == "bert"
+    assert result["space"] == kind
     network, preprocess, info = load_network(tmp_path / "one" / "found" / "1")
     rows = load_data(load_task(str(tmp_path / "data.csv"), {"input": "text", "target": "label"}).task).validation
     with torch.inference_mode():

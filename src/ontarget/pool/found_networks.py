@@ -1,8 +1,9 @@
 """Networks that `ontarget search` found, as sources: a folder with network.json, network.safetensors, preprocess/.
 
-The network is a plain one (`parts.mobile_network`, `parts.slim_bert`); as a source it gives its features, and gets a
-head of the task's own like any other; where it was trained on the task's own rows, it takes part with its own head.
-Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be scored.
+The network is a plain one (`parts.mobile_network`, `parts.slim_bert`, `parts.slim_llama`); as a source it gives its
+features, and gets a head of the task's own like any other; where it was trained on the task's own rows, it takes part
+with its own head. Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be
+scored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ontarget.values import Array, Loaded, TargetData
 
 FILE = "network.json"
 VERSION = 1
-MODALITIES = {"mobile": "image", "bert": "text"}
+MODALITIES = {"mobile": "image", "bert": "text", "llama": "text"}
 TOPOLOGY = "topology"  # of `ontarget search-tasks`: deployed as it is, no source of `fit`
 
 
@@ -34,6 +35,10 @@ def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
         from ontarget.parts.slim_bert import SlimBert
 
         return SlimBert(config)
+    if config.get("network") == "llama":
+        from ontarget.parts.slim_llama import SlimLlama
+
+        return SlimLlama(config)
     if config.get("network") == TOPOLOGY:
         from ontarget.search.multi_resolution import TaskNetwork
 

@@ -95,7 +95,13 @@ def describe(config: Mapping[str, Any]) -> str:
             for block in blocks
         )
     layers = config["layers"]
-    return f"{len(layers)} layers: " + " ".join(f"{layer['heads']}h/{layer['hidden']}" for layer in layers)
+    return f"{len(layers)} layers: " + " ".join(_layer(layer) for layer in layers)
+
+
+def _layer(layer: Mapping[str, int]) -> str:
+    """Heads, or groups of heads, and neurons of a transformer's layer."""
+    heads = f"{layer['heads']}h" if "heads" in layer else f"{layer['groups']}g"
+    return f"{heads}/{layer['hidden']}"
 
 
 def progress(history: Sequence[Mapping[str, Any]]) -> Markup:

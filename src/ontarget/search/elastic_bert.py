@@ -7,121 +7,79 @@ Official elastic layers: IntelLabs/DyNAS-T, dynast/supernetwork/text_classificat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from ontarget.errors import SettingError
 from ontarget.parts.slim_bert import SlimBert, mixed
-from ontarget.search.space import Code, Operator, Slot, operator
-
-HEAD_SHARES = (0.5, 2 / 3, 5 / 6, 1.0)  # {6, 8, 10, 12} of 12
-WIDTH_SHARES = (0.5, 0.75, 1.0)
+from ontarget.search.elastic_transformer import HEAD_SHARES, WIDTH_SHARES, ElasticTransformer, shares_of
+from ontarget.search.space import Code, Operator, operator
 
 
-class ElasticBert(nn.Module):
-    """An `ElasticNetwork` around a `SlimBert` of full size. input_ids, attention_mask (N, T), a code -> scores (N, C).
+class ElasticBert(ElasticTransformer):
+    """An elastic network around a `SlimBert`; see `ElasticTransformer`."""
 
-    layers: choices of the depth, ascending. heads, hidden: choices of every layer, ascending. length: tokens that
-    operators are timed at. The last choice of each is the full model's; code 0 the smallest.
-    Raises SettingError for sizes beyond the model's.
-    """
+    network: SlimBert
 
-    def __init__(
-        self,
-        network: SlimBert,
-        config: dict[str, Any],
-        *,
-        layers: Sequence[int],
-        heads: Sequence[int],
-        hidden: Sequence[int],
-        length: int = 64,
-    ) -> None:
-        super().__init__()
-        full = config["layers"]
-        largest = {"layers": len(full), "heads": full[0]["heads"], "hidden": full[0]["hidden"]}
-        for name, sizes in (("layers", layers), ("heads", heads), ("hidden", hidden)):
-            if list(sizes) != sorted(set(sizes)) or sizes[0] < 1 or sizes[-1] > largest[name]:
-                raise SettingError(
-                    f"{name} is {list(sizes)}.", allowed=f"ascending numbers from 1 to {largest[name]}", option=name
-                )
-        self.network, self.full = network, config
-        self.layers, self.heads, self.hidden = tuple(layers), tuple(heads), tuple(hidden)
-        self.length = length
-        depth = self.layers[-1]
-        self.slots = (
-            Slot("layers", len(layers), tuple(map(str, layers))),
-            *(Slot(f"heads of layer {at}", len(heads), tuple(map(str, heads))) for at in range(depth)),
-            *(Slot(f"neurons of layer {at}", len(hidden), tuple(map(str, hidden))) for at in range(depth)),
-        )
+    def begun(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Any]:
+        return self.network.embeddings(input_ids), attention_mask
 
-    @property
-    def largest(self) -> Code:
-        """The code of the largest network."""
-        return tuple(slot.choices - 1 for slot in self.slots)
+    def attended(self, at: int, hidden: Tensor, context: Any, heads: int) -> Tensor:
+        attention: Any = self.network.attentions[at]
+        d = self.head_columns()
+        rows = joint_rows(attention.heads, heads, d, hidden.device)
+        joint = F.linear(hidden, attention.joint.weight[rows], attention.joint.bias[rows])
+        output = F.linear(mixed(joint, context, heads), attention.output.weight[:, : heads * d], attention.output.bias)
+        result: Tensor = attention.norm(output + hidden)
+        return result
 
-    def sizes(self, code: Code) -> list[tuple[int, int]]:
-        """(heads, neurons) of each layer that is kept."""
-        depth = self.layers[-1]
-        kept = self.layers[code[0]]
-        return [(self.heads[code[1 + at]], self.hidden[code[1 + depth + at]]) for at in range(kept)]
+    def fed(self, at: int, hidden: Tensor, neurons: int) -> Tensor:
+        forward: Any = self.network.feed_forwards[at]
+        inner = F.gelu(F.linear(hidden, forward.inner.weight[:neurons], forward.inner.bias[:neurons]))
+        result: Tensor = forward.norm(
+            F.linear(inner, forward.outer.weight[:, :neurons], forward.outer.bias) + hidden
+        )  # fmt: skip
+        return result
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, code: Code) -> Tensor:
-        network, d = self.network, self.full["head_width"]
-        hidden = network.embeddings(input_ids)
-        for at, (heads, neurons) in enumerate(self.sizes(code)):
-            attention: Any = network.attentions[at]
-            forward: Any = network.feed_forwards[at]
-            rows = joint_rows(attention.heads, heads, d, hidden.device)
-            joint = F.linear(hidden, attention.joint.weight[rows], attention.joint.bias[rows])
-            attended = mixed(joint, attention_mask, heads)
-            hidden = attention.norm(
-                F.linear(attended, attention.output.weight[:, : heads * d], attention.output.bias) + hidden
-            )
-            inner = F.gelu(F.linear(hidden, forward.inner.weight[:neurons], forward.inner.bias[:neurons]))
-            hidden = forward.norm(F.linear(inner, forward.outer.weight[:, :neurons], forward.outer.bias) + hidden)
-        scores: Tensor = network.head(hidden, attention_mask)
-        return scores
+    def attention_part(self, attention: Any, heads: int) -> dict[str, Tensor]:
+        d = self.head_columns()
+        rows = joint_rows(attention.heads, heads, d, attention.joint.weight.device)
+        return {
+            "joint.weight": attention.joint.weight[rows],
+            "joint.bias": attention.joint.bias[rows],
+            "output.weight": attention.output.weight[:, : heads * d],
+            "output.bias": attention.output.bias,
+            **{f"norm.{name}": value for name, value in attention.norm.state_dict().items()},
+        }
 
-    def canonical(self, code: Code) -> Code:
-        """Heads and neurons of layers that are not kept are 0."""
-        depth, kept = self.layers[-1], self.layers[code[0]]
-        unused = (0,) * (depth - kept)
-        return (*code[: 1 + kept], *unused, *code[1 + depth : 1 + depth + kept], *unused)
+    def forward_part(self, forward: Any, neurons: int) -> dict[str, Tensor]:
+        return {
+            "inner.weight": forward.inner.weight[:neurons],
+            "inner.bias": forward.inner.bias[:neurons],
+            "outer.weight": forward.outer.weight[:, :neurons],
+            "outer.bias": forward.outer.bias,
+            **{f"norm.{name}": value for name, value in forward.norm.state_dict().items()},
+        }
 
-    def config(self, code: Code) -> dict[str, Any]:
-        """For `SlimBert`."""
-        layers = [{"heads": heads, "hidden": neurons} for heads, neurons in self.sizes(code)]
-        return {**self.full, "network": "bert", "layers": layers}
+    def head_columns(self) -> int:
+        return int(self.full["head_width"])
 
-    def slice(self, code: Code) -> SlimBert:
-        """The sub-network as a plain one with a copy of its part of the weights."""
-        result = SlimBert(self.config(code))
-        d = self.full["head_width"]
-        state = {f"embeddings.{name}": value for name, value in self.network.embeddings.state_dict().items()}
-        state |= {f"head.{name}": value for name, value in self.network.head.state_dict().items()}
-        for at, (heads, neurons) in enumerate(self.sizes(code)):
-            attention: Any = self.network.attentions[at]
-            forward: Any = self.network.feed_forwards[at]
-            rows = joint_rows(attention.heads, heads, d, attention.joint.weight.device)
-            parts = {
-                f"attentions.{at}.joint.weight": attention.joint.weight[rows],
-                f"attentions.{at}.joint.bias": attention.joint.bias[rows],
-                f"attentions.{at}.output.weight": attention.output.weight[:, : heads * d],
-                f"attentions.{at}.output.bias": attention.output.bias,
-                f"feed_forwards.{at}.inner.weight": forward.inner.weight[:neurons],
-                f"feed_forwards.{at}.inner.bias": forward.inner.bias[:neurons],
-                f"feed_forwards.{at}.outer.weight": forward.outer.weight[:, :neurons],
-                f"feed_forwards.{at}.outer.bias": forward.outer.bias,
-            }
-            for name, norm in ((f"attentions.{at}", attention.norm), (f"feed_forwards.{at}", forward.norm)):
-                parts |= {f"{name}.norm.{key}": value for key, value in norm.state_dict().items()}
-            state |= parts
-        result.load_state_dict({name: value.detach().cpu().clone() for name, value in state.items()})
-        return result.train(self.training)
+    def reorder(self, at: int, heads: Tensor, neurons: Tensor) -> None:
+        attention: Any = self.network.attentions[at]
+        forward: Any = self.network.feed_forwards[at]
+        d = self.head_columns()
+        columns = (heads[:, None] * d + torch.arange(d, device=heads.device)).reshape(-1)
+        joint = torch.cat([columns + part * attention.heads * d for part in range(3)])
+        with torch.no_grad():
+            attention.joint.weight.copy_(attention.joint.weight[joint].clone())
+            attention.joint.bias.copy_(attention.joint.bias[joint].clone())
+            attention.output.weight.copy_(attention.output.weight[:, columns].clone())
+            forward.inner.weight.copy_(forward.inner.weight[neurons].clone())
+            forward.inner.bias.copy_(forward.inner.bias[neurons].clone())
+            forward.outer.weight.copy_(forward.outer.weight[:, neurons].clone())
 
     def operators(self, code: Code) -> tuple[Operator, ...]:
         full, shape = self.full, (self.length, self.full["width"])
@@ -134,14 +92,7 @@ class ElasticBert(nn.Module):
             found.append(operator("bert_mlp", shape, hidden=neurons))
         return (*found, operator("bert_head", shape, outputs=full["outputs"]))
 
-    def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """One batch of random tokens of full length."""
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, self.full["vocabulary"], (batch_size, self.length), generator=generator)
-        return ids, torch.ones_like(ids)
-
     def macs(self, code: Code, length: int | None = None) -> int:
-        """Multiply-accumulates of one row of ``length`` tokens: products of attention and feed-forward parts."""
         tokens, width, d = length or self.length, self.full["width"], self.full["head_width"]
         total = width * int(self.full["outputs"])
         for heads, neurons in self.sizes(code):
@@ -212,9 +163,6 @@ def elastic_bert(model: Any, *, outputs: int, length: int = 64) -> ElasticBert:
     network, config = from_bert(model, outputs=outputs)
     count, heads, hidden = len(config["layers"]), config["layers"][0]["heads"], config["layers"][0]["hidden"]
     return ElasticBert(
-        network, config,
-        layers=range(max(1, -(-2 * count // 3)), count + 1),
-        heads=sorted({max(1, round(share * heads)) for share in HEAD_SHARES}),
-        hidden=sorted({max(1, round(share * hidden)) for share in WIDTH_SHARES}),
-        length=length,
+        network, config, layers=range(max(1, -(-2 * count // 3)), count + 1), heads=shares_of(heads, HEAD_SHARES),
+        hidden=shares_of(hidden, WIDTH_SHARES), length=length,
     )  # fmt: skip

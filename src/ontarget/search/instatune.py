@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ontarget.errors import SettingError
-from ontarget.search.elastic_bert import ElasticBert
+from ontarget.search.elastic_transformer import ElasticTransformer
 from ontarget.search.rows import Rows, batches, ordered
 from ontarget.search.space import draw
 from ontarget.search.training_state import load_state, save_state
@@ -43,7 +43,7 @@ class InstaTuned:
 
 
 def instatune(
-    space: ElasticBert,
+    space: ElasticTransformer,
     train: Rows,
     *,
     teacher: Callable[[Tensor, Tensor], Tensor] | None = None,
@@ -159,7 +159,7 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def make_optimizer(
-    space: ElasticBert, learning_rate: float, head_factor: float, weight_decay: float
+    space: ElasticTransformer, learning_rate: float, head_factor: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """AdamW; biases, norms and positions are not decayed, word vectors stay as they are."""
     space.network.embeddings.words.weight.requires_grad_(False)
@@ -183,7 +183,7 @@ def linear_schedule(total: int, warm_up: float) -> Callable[[int], float]:
     return lambda step: (step + 1) / rising if step < rising else max(0.0, (total - step) / max(1, total - rising))
 
 
-def fit_head(space: ElasticBert, rows: Rows, *, batch_size: int = 64, device: str = "cpu") -> None:
+def fit_head(space: ElasticTransformer, rows: Rows, *, batch_size: int = 64, device: str = "cpu") -> None:
     """Set the linear head, in place, to a logistic regression on the full network's pooled states of ``rows``.
 
     A head of zeros passes no gradient on: without this nothing could be told of the importance of what lies below.
@@ -209,14 +209,14 @@ def fit_head(space: ElasticBert, rows: Rows, *, batch_size: int = 64, device: st
         linear.bias.copy_(torch.from_numpy(bias))
 
 
-def sort_by_importance(space: ElasticBert, rows: Rows, *, batch_size: int = 32, device: str = "cpu") -> None:
+def sort_by_importance(space: ElasticTransformer, rows: Rows, *, batch_size: int = 32, device: str = "cpu") -> None:
     """Bring heads and neurons into the order of their importance, in place; the full network's scores do not change.
 
     Importance (choice; the paper slices in the given order): |sum of gradient * weight| of the loss over ``rows``, of a
     head's columns of the output projection and of a neuron's column of the outer layer: the first-order change of the
     loss without it. Needs a head that tells classes apart, see `fit_head`.
     """
-    network, d = space.network.to(device).eval(), space.full["head_width"]
+    network: Any = space.network.to(device).eval()
     layers: list[Any] = [*network.attentions, *network.feed_forwards]
     weights: list[Tensor] = [(layer.output if hasattr(layer, "output") else layer.outer).weight for layer in layers]
     sums = [torch.zeros(weight.shape[1], device=device) for weight in weights]
@@ -226,18 +226,7 @@ def sort_by_importance(space: ElasticBert, rows: Rows, *, batch_size: int = 32, 
         for total, weight, gradient in zip(sums, weights, torch.autograd.grad(loss, weights), strict=True):
             total += (gradient * weight.detach()).sum(0)
     depth = len(network.attentions)
-    with torch.no_grad():
-        for at in range(depth):
-            attention: Any = network.attentions[at]
-            forward: Any = network.feed_forwards[at]
-            per_head = sums[at].view(-1, d).sum(1).abs()
-            order = torch.argsort(per_head, descending=True)
-            columns = (order[:, None] * d + torch.arange(d, device=device)).reshape(-1)
-            joint = torch.cat([columns + part * attention.heads * d for part in range(3)])
-            attention.joint.weight.copy_(attention.joint.weight[joint].clone())
-            attention.joint.bias.copy_(attention.joint.bias[joint].clone())
-            attention.output.weight.copy_(attention.output.weight[:, columns].clone())
-            neurons = torch.argsort(sums[depth + at].abs(), descending=True)
-            forward.inner.weight.copy_(forward.inner.weight[neurons].clone())
-            forward.inner.bias.copy_(forward.inner.bias[neurons].clone())
-            forward.outer.weight.copy_(forward.outer.weight[:, neurons].clone())
+    for at in range(depth):
+        per_head = sums[at].view(-1, space.head_columns()).sum(1).abs()
+        heads, neurons = (torch.argsort(values, descending=True) for values in (per_head, sums[depth + at].abs()))
+        space.reorder(at, heads, neurons)

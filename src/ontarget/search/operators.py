@@ -26,12 +26,17 @@ def build_operator(operator: Operator) -> torch.nn.Module:
 def operator_input(operator: Operator, batch_size: int) -> tuple[Tensor, ...]:
     """Random inputs (batch_size, *shape): float32, or token ids and mask for embeddings."""
     generator = torch.Generator().manual_seed(0)
-    if operator.kind == "bert_embeddings":
+    if operator.kind in ("bert_embeddings", "llama_embeddings"):
         length, vocabulary = operator.shape[0], dict(operator.settings)["vocabulary"]
         return (torch.randint(0, vocabulary, (batch_size, length), generator=generator),)
     pixels = torch.randn(batch_size, *operator.shape, generator=generator)
     if operator.kind == "bert_attention":
         return pixels, torch.ones(batch_size, operator.shape[0], dtype=torch.int64)
+    if operator.kind == "llama_attention":
+        from ontarget.parts.slim_llama import visible_and_turns
+
+        mask = torch.ones(batch_size, operator.shape[0], dtype=torch.int64)
+        return (pixels, *visible_and_turns(mask, dict(operator.settings)["head_width"], 10_000.0))
     return (pixels,)
 
 
@@ -83,6 +88,32 @@ def _bert_head(operator: Operator) -> torch.nn.Module:
     return MeanHead(operator.shape[1], dict(operator.settings)["outputs"])
 
 
+def _llama_embeddings(operator: Operator) -> torch.nn.Module:
+    from ontarget.parts.slim_llama import WordEmbeddings
+
+    of = dict(operator.settings)
+    return WordEmbeddings(of["vocabulary"], of["width"])
+
+
+def _llama_attention(operator: Operator) -> torch.nn.Module:
+    from ontarget.parts.slim_llama import GroupedAttention
+
+    of = dict(operator.settings)
+    return GroupedAttention(operator.shape[1], of["groups"], of["queries"], of["head_width"], 1e-5)
+
+
+def _llama_mlp(operator: Operator) -> torch.nn.Module:
+    from ontarget.parts.slim_llama import GatedFeedForward
+
+    return GatedFeedForward(operator.shape[1], dict(operator.settings)["hidden"], 1e-5)
+
+
+def _llama_head(operator: Operator) -> torch.nn.Module:
+    from ontarget.parts.slim_llama import NormedMeanHead
+
+    return NormedMeanHead(operator.shape[1], dict(operator.settings)["outputs"], 1e-5)
+
+
 def _resolution(operator: Operator) -> torch.nn.Module:
     from ontarget.search.multi_resolution import operator_module
 
@@ -95,6 +126,10 @@ _BUILDERS: dict[str, Callable[[Operator], Any]] = {
     "bert_head": _bert_head,
     "bert_mlp": _bert_mlp,
     "head": _head,
+    "llama_attention": _llama_attention,
+    "llama_embeddings": _llama_embeddings,
+    "llama_head": _llama_head,
+    "llama_mlp": _llama_mlp,
     "mbconv": _mbconv,
     **{f"resolution_{part}": _resolution for part in ("block", "edge", "enlarge", "projection", "stem")},
     "stem": _stem,

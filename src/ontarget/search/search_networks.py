@@ -2,8 +2,8 @@
 
 Images: ProxylessNAS trains and searches a space of mobile CNNs (`proxyless`), ConcurrentNAS finds the front of the
 trained super-network (`concurrent_nas`), the best within the limit are trained from scratch. Texts: InstaTune tunes a
-pretrained BERT together with its slices, ConcurrentNAS finds the front, the best slices are the networks. Latency comes
-from the device's table (`latency_table`) while searching, and is measured again, in a fresh process, for what is
+pretrained encoder together with its slices, ConcurrentNAS finds the front, the best slices are the networks. Latency
+comes from the device's table (`latency_table`) while searching, and is measured again, in a fresh process, for what is
 returned.
 
 Folder: stages/*.json (what each step decided; taken_over.json: what came from earlier searches), latency_table.json,
@@ -38,6 +38,8 @@ LEAST_ROWS = 200  # training rows below which networks are not searched: none co
 ARCHITECTURE_SHARE = 0.25  # of the training rows, from which ProxylessNAS learns the architecture (choice)
 RECALIBRATION_ROWS = 512  # training rows that BatchNorm statistics are taken from (choice)
 EVALUATION_ROWS = 1000  # validation rows that a network of the front is scored on, at most (choice)
+LEAST_EVALUATION_ROWS = 100  # and at least, where evaluations are slow (choice)
+LEAST_EVALUATIONS = 60  # of the search of the front (choice)
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60  # of a network that is trained from scratch (choice)
 TEXT_BATCH = 32  # rows of a step of InstaTune (choice)
 FINALISTS = 4  # networks that are returned (choice)
@@ -96,7 +98,7 @@ def search_networks(
 ) -> Searched:
     """Search networks for a classification task; see the file's head.
 
-    data, fields: as for `fit`. output: the folder; a stopped search goes on there. source: the BERT to slice
+    data, fields: as for `fit`. output: the folder; a stopped search goes on there. source: the BERT or Llama to slice
         (zoo:minilm) for texts. latency_ms: limit of one call of ``batch_size`` rows; none returns the whole front.
     image_size: pixels; the images' own side up to 64 by default. table: a latency table of this device, made here by
         default; ``any_device`` takes one of another. augment, optimizer: of image networks trained from scratch: words
@@ -220,7 +222,8 @@ def _searched(
     trained = folder.once("training", train, clock=clock, kind="training")
     work.restore(weights)
     left = plan["front_s"]
-    budget = int(np.clip(left / max(work.seconds_of_one(), 1e-3), 60, 400))
+    work.score_on(plan["rows"])
+    budget = int(np.clip(left / max(work.seconds_of_one(), 1e-3), LEAST_EVALUATIONS, 400))
 
     def evaluate(codes: Sequence[Code]) -> Any:
         rows = []
@@ -317,7 +320,9 @@ def _planned(work: _Search, clock: Clock, slowest: Code) -> dict[str, Any]:
     shares = TRAINING_SHARE + EVALUATION_SHARE
     training_s, front_s = (min(share * clock.budget_s, free * share / shares)
                            for share in (TRAINING_SHARE, EVALUATION_SHARE))  # fmt: skip
-    return {"training_s": training_s, "front_s": front_s, "epochs": work.epochs(training_s)}
+    affordable = EVALUATION_ROWS * front_s / (LEAST_EVALUATIONS * max(work.seconds_of_one(), 1e-3))
+    rows = int(np.clip(affordable, LEAST_EVALUATION_ROWS, EVALUATION_ROWS))
+    return {"training_s": training_s, "front_s": front_s, "epochs": work.epochs(training_s), "rows": rows}
 
 
 def _preprocessing_ms(work: _Search, batch_size: int) -> float:
@@ -470,10 +475,8 @@ class _ImageSearch:
         self.weight_rows = Part(self.train_rows, order[:split])
         self.architecture_rows = Part(self.train_rows, order[split:])
         self.calibration = Part(self.train_rows, order[:RECALIBRATION_ROWS])
-        validation = ExampleRows(self.preprocess, data.validation)
-        self.validation = validation
-        shown = np.sort(np.random.default_rng(context.seed).permutation(len(validation))[:EVALUATION_ROWS])
-        self.sample = Part(validation, shown)
+        self.validation = ExampleRows(self.preprocess, data.validation)
+        self.score_on(EVALUATION_ROWS)
 
     def train(
         self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
@@ -490,6 +493,10 @@ class _ImageSearch:
             architecture_rate=6e-3, strength=(1.0, 0.6), checkpoint=checkpoint, context=context,
         )  # fmt: skip
         return {"codes": [result.code], "history": result.history, "probabilities": result.probabilities}
+
+    def score_on(self, rows: int) -> None:
+        """Score networks of the front on so many validation rows."""
+        self.sample = _drawn(self.validation, rows, self.context.seed)
 
     @property
     def search_batch(self) -> int:
@@ -578,14 +585,12 @@ class _ImageSearch:
 
 
 class _TextSearch:
-    """A pretrained BERT and its slices for the task's texts."""
-
-    name = "bert"
+    """A pretrained encoder and its slices for the task's texts."""
 
     def __init__(self, data: TargetData, source: str | None, max_length: int | None, context: Context) -> None:
         from ontarget.pool import load, resolve
-        from ontarget.search.elastic_bert import elastic_bert
-        from ontarget.search.example_rows import ExampleRows, Part
+        from ontarget.search.example_rows import ExampleRows
+        from ontarget.search.slice_pretrained import slice_pretrained
 
         self.data, self.context = data, context
         self.locator = source or "zoo:minilm"
@@ -593,8 +598,8 @@ class _TextSearch:
         model = getattr(loaded.encoder, "model", None)
         if model is None or loaded.preprocess.kind != "tokens":
             raise SettingError(
-                f"'{self.locator}' cannot be sliced.", allowed="BERT encoders", option="--source",
-                next_step="use zoo:minilm, or hub:/file: of a BertModel",
+                f"'{self.locator}' cannot be sliced.", allowed="BERT and Llama encoders", option="--source",
+                next_step="use zoo:minilm, zoo:smollm2-135m, or hub:/file: of a BertModel or LlamaModel",
             )  # fmt: skip
         self.preprocess = loaded.preprocess
         self.train_rows = ExampleRows(self.preprocess, data.train)
@@ -602,19 +607,21 @@ class _TextSearch:
         assert lengths is not None  # texts have been tokenized
         # Operators are timed at the length of nine rows in ten.
         self.length = int(np.clip(np.percentile(lengths, 90), 8, int(self.preprocess.settings["max_length"])))
-        self.space = elastic_bert(model, outputs=data.outputs, length=self.length)
+        self.space = slice_pretrained(model, outputs=data.outputs, length=self.length)
+        self.name: str = self.space.full["network"]
         self.validation = ExampleRows(self.preprocess, data.validation)
-        shown = np.sort(np.random.default_rng(context.seed).permutation(len(self.validation))[:EVALUATION_ROWS])
-        self.sample = Part(self.validation, shown)
+        self.score_on(EVALUATION_ROWS)
+
+    def score_on(self, rows: int) -> None:
+        """Score slices of the front on so many validation rows."""
+        self.sample = _drawn(self.validation, rows, self.context.seed)
 
     def train(
         self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
     ) -> dict[str, Any]:
-        from ontarget.search.example_rows import Part
         from ontarget.search.instatune import fit_head, instatune, sort_by_importance
 
-        drawn = np.sort(np.random.default_rng(0).permutation(len(self.train_rows))[:512])
-        few = Part(self.train_rows, drawn)
+        few = _drawn(self.train_rows, 512, 0)
         fit_head(self.space, few)
         sort_by_importance(self.space, few)
         result = instatune(
@@ -670,6 +677,13 @@ class _TextSearch:
 
 
 _Search = _ImageSearch | _TextSearch
+
+
+def _drawn(rows: Any, count: int, seed: int) -> Any:
+    """Up to ``count`` rows, drawn, in their order."""
+    from ontarget.search.example_rows import Part
+
+    return Part(rows, np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
 
 
 class _Few:
