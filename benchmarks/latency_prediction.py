@@ -2,10 +2,10 @@
 
 Targets, batch 1 on a quiet core: tau at least 0.9, median error at most 10%, over 50 networks that the table was not
 made from. Spaces: the mobile CNNs for pictures of 28 (grey) and 64 pixels (colour), slices of MiniLM at 32 tokens, each
-on ONNX Runtime and PyTorch with one thread. ``repeat`` is the same 50 networks' first 25 measured a second time against
-the first: the noise that no table can be better than.
+on ONNX Runtime and PyTorch with one thread. ``repeat`` is 25 networks measured twice, each time built anew: the noise
+that no table can be better than.
 
-    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 12 minutes, on a machine at rest
+    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 5 minutes, on a machine at rest
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ontarget.latency_table import LatencyTable, Setting, make_call, profile, time_calls
+from ontarget.latency_table import LatencyTable, Maker, Setting, profile, time_builds
 from ontarget.progress import console_progress
 from ontarget.search.space import draw
 from ontarget.values import Context
@@ -50,8 +50,8 @@ def repeat(space: Any, setting: Setting, networks: int) -> dict[str, float]:
     codes = list(dict.fromkeys(draw(space, generator) for _ in range(networks)))
     times = []
     for _ in range(2):
-        calls = [make_call(space.slice(code).eval(), space.example(1), setting) for code in codes]
-        times.append(np.array(time_calls(calls, setting)))
+        makers = [Maker(space.slice(code).eval(), space.example(1), setting) for code in codes]
+        times.append(np.array(time_builds(makers, setting)))
     first, second = times
     return {
         "kendall": float(stats.kendalltau(first, second).statistic),

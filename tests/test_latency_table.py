@@ -12,13 +12,17 @@ import torch
 
 from ontarget.errors import LimitError, RunError, SettingError
 from ontarget.latency_table import (
+    BUILDS,
+    FEW_WEIGHTS,
     Agreement,
     LatencyTable,
+    Maker,
     Setting,
     corrected,
     make_call,
     operators_of,
     profile,
+    time_builds,
     time_calls,
     without_outliers,
 )
@@ -132,3 +136,26 @@ def test_settings_and_files_are_checked(tmp_path: Path) -> None:
         LatencyTable.load(path)
     with pytest.raises(RunError, match="no latency table"):
         LatencyTable.load(tmp_path / "none.json")
+
+
+def test_small_networks_are_built_several_times_and_large_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+
+    class Counted(Maker):
+        def call(self) -> Any:
+            built.append(self.weights)
+            return super().call()
+
+    for runtime in ("pytorch", "onnxruntime"):
+        setting = Setting(runtime)  # type: ignore[arg-type]
+        makers = [Counted(torch.nn.Linear(4, 4), (torch.ones(1, 4),), setting) for _ in range(2)]
+        times = time_builds(makers, setting)
+        assert len(built) == 2 * BUILDS and all(value > 0 for value in times)
+        built.clear()
+        for maker in makers:
+            maker.weights = FEW_WEIGHTS + 1
+        time_builds(makers, setting)
+        assert len(built) == 2
+        built.clear()
+    first, second = (makers[0].call() for _ in range(2))
+    np.testing.assert_array_equal(first()[0], second()[0])

@@ -31,6 +31,8 @@ RUNTIMES = ("onnxruntime", "pytorch")
 PRECISIONS = ("float32", "bfloat16", "int8")
 ROUNDS = 9  # of all timings in turn (choice)
 ROUND_MS = 6.0  # that an operator runs in a round at least (choice)
+BUILDS = 3  # of a small network, over which the rounds are spread (choice)
+FEW_WEIGHTS = 5_000_000  # of a network up to which building it again is cheap (choice)
 WARM_UP_CALLS = 3
 OUTLIER = 3.5  # times the median absolute deviation, scaled to a normal's, that a round may be off (choice)
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the correction; chosen by leave-one-out error (choice)
@@ -205,24 +207,21 @@ def profile(
     from ontarget.device import describe
     from ontarget.search.operators import build_operator, operator_input
 
-    calls = []
+    makers = []
     for at, operator in enumerate(modules):
         made(at)
-        calls.append(make_call(build_operator(operator), operator_input(operator, setting.batch_size), setting))
+        makers.append(Maker(build_operator(operator), operator_input(operator, setting.batch_size), setting))
     # Operators and networks apart: after a large network an operator's data are out of the caches.
-    alone = time_calls(calls, setting, context=context, what="timing operators")
+    alone = time_builds(makers, setting, context=context, what="timing operators")
     whole: list[float] = []
     while len(whole) < len(codes):  # as many networks together as memory should hold
-        networks: list[Callable[[], Any]] = []
-        weights = 0
+        networks: list[Maker] = []
         for code in codes[len(whole) :]:
-            if networks and weights * (len(networks) + 1) / len(networks) > MOST_WEIGHTS:
+            if sum(maker.weights for maker in networks) * (1 + 1 / max(1, len(networks))) > MOST_WEIGHTS:
                 break
             made(len(modules) + len(whole) + len(networks))
-            network = space.slice(code).eval()
-            weights += sum(weight.numel() for weight in network.parameters())
-            networks.append(make_call(network, space.example(setting.batch_size), setting))
-        whole += time_calls(networks, setting, context=context, what="timing whole networks")
+            networks.append(Maker(space.slice(code).eval(), space.example(setting.batch_size), setting))
+        whole += time_builds(networks, setting, context=context, what="timing whole networks")
     own = dict(zip(found, alone, strict=True))
     keys = [[operator.key for operator in space.operators(code)] for code in codes]
     kept = len(codes) - checked
@@ -291,50 +290,100 @@ def _left_out(design: Array, rest: Array, strength: float) -> float:
 
 
 def make_call(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], setting: Setting) -> Callable[[], Any]:
-    """A function that runs the network once on ``inputs`` in the given setting.
+    """A function that runs the network once on ``inputs`` in the given setting; see `Maker`."""
+    return Maker(network, inputs, setting).call()
 
-    Raises LimitError naming what the runtime cannot run.
+
+class Maker:
+    """A network ready to be built for its runtime, again and again: where its memory lies is then drawn anew.
+
+    network: in evaluation mode. Raises LimitError naming what the runtime cannot run.
     """
-    import torch
 
-    network = network.eval()
-    if setting.runtime == "pytorch":
-        if setting.precision == "bfloat16":
-            network = network.to(torch.bfloat16)
-            inputs = tuple(value.to(torch.bfloat16) if value.is_floating_point() else value for value in inputs)
+    def __init__(self, network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], setting: Setting) -> None:
+        import torch
 
-        def run_torch() -> None:
-            with torch.inference_mode():
-                network(*inputs)
+        self.setting, self.inputs = setting, inputs
+        self.weights = sum(weight.numel() for weight in network.parameters())
+        self.network: torch.nn.Module | None = network.eval()
+        self.built = False
+        if setting.runtime == "pytorch":
+            if setting.precision == "bfloat16":
+                self.network = network.to(torch.bfloat16)
+                self.inputs = tuple(value.to(torch.bfloat16) if value.is_floating_point() else value
+                                    for value in inputs)  # fmt: skip
+            return
+        import tempfile
 
-        return run_torch
-    session = _session(network, inputs, setting)
-    feeds = {f"input_{at}": value.numpy() for at, value in enumerate(inputs)}
-    names = {entry.name for entry in session.get_inputs()}  # an input that is not used is no input
-    feeds = {name: value for name, value in feeds.items() if name in names}
-    return lambda: session.run(None, feeds)
+        self.folder = tempfile.TemporaryDirectory()  # gone with this object
+        self.path = self._exported(network, Path(self.folder.name))
+        self.network = None
 
+    def call(self) -> Callable[[], Any]:
+        """Build it and return a function that runs it once."""
+        import copy
 
-def _session(network: torch.nn.Module, inputs: tuple[torch.Tensor, ...], setting: Setting) -> Any:
-    import tempfile
+        import torch
 
-    from ontarget.compress.export import trace
-    from ontarget.compress.quantize import int8_dynamic
-    from ontarget.runtime.session import make_session
+        if self.network is not None:
+            network, inputs = copy.deepcopy(self.network) if self.built else self.network, self.inputs
+            self.built = True
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.onnx"
+            def run_torch() -> None:
+                with torch.inference_mode():
+                    network(*inputs)
+
+            return run_torch
+        from ontarget.runtime.session import make_session
+
+        session = self._told(lambda: make_session(self.path, threads=self.setting.threads))
+        feeds = {f"input_{at}": value.numpy() for at, value in enumerate(self.inputs)}
+        names = {entry.name for entry in session.get_inputs()}  # an input that is not used is no input
+        feeds = {name: value for name, value in feeds.items() if name in names}
+        return lambda: session.run(None, feeds)
+
+    def _exported(self, network: torch.nn.Module, folder: Path) -> Path:
+        from ontarget.compress.export import trace
+        from ontarget.compress.quantize import int8_dynamic
+
+        def export() -> Path:
+            path = folder / "network.onnx"
+            trace(network, self.inputs, path, input_names=[f"input_{at}" for at in range(len(self.inputs))])
+            return int8_dynamic(path, folder / "int8.onnx") if self.setting.precision == "int8" else path
+
+        self.name = type(network).__name__
+        path: Path = self._told(export)
+        return path
+
+    def _told(self, step: Callable[[], Any]) -> Any:
         try:
-            trace(network, inputs, path, input_names=[f"input_{at}" for at in range(len(inputs))])
-            if setting.precision == "int8":
-                path = int8_dynamic(path, Path(folder) / "int8.onnx")
-            return make_session(path, threads=setting.threads)
+            return step()
         except Exception as error:  # torch's and ONNX Runtime's errors have no common root
             first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise LimitError(
-                f"ONNX Runtime cannot run {type(network).__name__}: {first}", option="--runtime",
+                f"ONNX Runtime cannot run {self.name}: {first}", option="--runtime",
                 next_step="use --runtime pytorch, or leave this operator out of the space",
             ) from error  # fmt: skip
+
+
+def time_builds(
+    makers: Sequence[Maker], setting: Setting, *, context: Context = Context(), what: str = "timing"
+) -> list[float]:
+    """Milliseconds of one call of each, over `BUILDS` builds where networks are small; see `time_calls`.
+
+    The same network built twice may differ by a tenth for as long as it lives, by where its memory lies.
+    """
+    builds = BUILDS if sum(maker.weights for maker in makers) < FEW_WEIGHTS * len(makers) else 1
+    found = []
+    for build in range(builds):
+        order = np.random.default_rng(build).permutation(len(makers))
+        calls: list[Any] = [None] * len(makers)
+        for at in order:
+            calls[at] = makers[at].call()
+        found.append(
+            rounds_of_calls(calls, setting, rounds=-(-ROUNDS // builds), seed=build, context=context, what=what)
+        )
+    return [without_outliers(np.concatenate([part[:, at] for part in found])) for at in range(len(makers))]
 
 
 def time_calls(
@@ -346,6 +395,20 @@ def time_calls(
     what: str = "timing",
 ) -> list[float]:
     """Milliseconds of one call of each: the median of a round's calls, averaged over rounds that are not far off."""
+    found = rounds_of_calls(calls, setting, rounds=rounds, context=context, what=what)
+    return [without_outliers(found[:, at]) for at in range(len(calls))]
+
+
+def rounds_of_calls(
+    calls: Sequence[Callable[[], Any]],
+    setting: Setting,
+    *,
+    rounds: int = ROUNDS,
+    seed: int = 0,
+    context: Context = Context(),
+    what: str = "timing",
+) -> Array:
+    """(rounds, calls) milliseconds: medians of each round, in which the calls take turns in a drawn order."""
     import torch
 
     before = torch.get_num_threads()
@@ -365,14 +428,14 @@ def time_calls(
         for turn in range(rounds):
             if context.progress is not None:
                 context.progress(turn, rounds, what)
-            order = np.random.default_rng(turn).permutation(len(calls))
+            order = np.random.default_rng((seed, turn)).permutation(len(calls))
             for at in order:
                 found[turn, at] = _median_ms(calls[at], repeats[at])
     finally:
         if collecting:
             gc.enable()
         torch.set_num_threads(before)
-    return [without_outliers(found[:, at]) for at in range(len(calls))]
+    return found
 
 
 def _median_ms(call: Callable[[], Any], repeats: int) -> float:

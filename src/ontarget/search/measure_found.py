@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ontarget.errors import RunError
-from ontarget.latency_table import Setting, make_call, time_calls
+from ontarget.latency_table import Maker, Setting, time_builds
 
 
 def measure_found(folders: Sequence[Path], setting: Setting) -> list[float]:
@@ -30,7 +30,7 @@ def main() -> None:
     from ontarget.pool.found_networks import load_network
 
     setting = Setting(**json.loads(sys.argv[1]))
-    calls = []
+    makers = []
     for folder in sys.argv[2:]:
         network, preprocess, info = load_network(Path(folder))
         config = info["config"]
@@ -40,8 +40,8 @@ def main() -> None:
         else:
             size = config["image_size"]
             inputs = (torch.randn(setting.batch_size, config["channels"], size, size),)
-        calls.append(make_call(network, inputs, setting))
-    print(json.dumps(time_calls(calls, setting)))
+        makers.append(Maker(network, inputs, setting))
+    print(json.dumps(time_builds(makers, setting)))
 
 
 if __name__ == "__main__":
