@@ -40,7 +40,7 @@ def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
 
         return SlimLlama(config)
     if config.get("network") == TOPOLOGY:
-        from ontarget.search.multi_resolution import TaskNetwork
+        from ontarget.parts.resolution_network import TaskNetwork
 
         return TaskNetwork(config)
     raise RunError(

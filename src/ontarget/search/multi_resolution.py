@@ -12,6 +12,7 @@ Checked in tests/search/test_multi_resolution.py (hand-worked MACs, PyTorch's fl
 
 A block with bit 0 is a skip; an edge with bit 0 is dropped. A branch that no edge has reached does not exist: its bits
 are without effect. The default has 12 bits: 2 + 4 edges, 6 blocks.
+`parts.resolution_network` is a code's plain network.
 
 >>> network = MultiResolution({"garment": ("classification", 10)})
 >>> len(network.slots), network.canonical((0,) * 4 + (1,) * 8)
@@ -22,93 +23,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ontarget.errors import SettingError
+from ontarget.parts.resolution_network import (
+    KINDS,
+    Residual,
+    Topology,
+    canonical,
+    edge,
+    enlarge,
+    layout,
+    projection,
+    scale_of,
+    stem,
+)
 from ontarget.search.space import Code, Operator, Slot, operator
-
-Kind = Literal["classification", "segmentation", "heat_map"]
-
-
-class Block(NamedTuple):
-    """A residual block (source = target) or a fusion edge between two branches."""
-
-    name: str
-    source: int
-    target: int
-
-
-class Residual(nn.Module):
-    """relu(x + two 3 x 3 convolutions with BatchNorm)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width),
-        )  # fmt: skip
-
-    def forward(self, features: Tensor) -> Tensor:
-        return torch.relu(features + self.body(features))
-
-
-class Head(nn.Module):
-    """A task's outputs: the sum of one linear projection of each branch; for segmentation as large as the images."""
-
-    def __init__(self, kind: str, widths: Sequence[int], outputs: int, branches: Iterable[int]) -> None:
-        super().__init__()
-        self.projections = nn.ModuleDict(
-            {str(branch): _projection(widths[branch], outputs, _scale(kind, branch)) for branch in branches}
-        )
-        self.enlarge = _enlarge(2) if kind == "segmentation" else nn.Identity()
-
-    def forward(self, branches: Mapping[int, Tensor]) -> Tensor:
-        parts = [self.projections[str(branch)](features) for branch, features in sorted(branches.items())]
-        total: Tensor = self.enlarge(sum(parts[1:], parts[0]))
-        return total
-
-
-class Topology(nn.Module):
-    """A plain network with the blocks of one code; what was dropped does not exist.
-
-    forward: images (B, channels, size, size) float -> {task: output}; (B, C) for classification, (B, C, size, size)
-    for segmentation, (B, C, size / 2, size / 2) for heat maps; logits all of them.
-    """
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        widths = tuple(config["widths"])
-        self.blocks = layout(len(widths), config["stages"], config["blocks"])
-        self.code = canonical(self.blocks, config["code"])
-        kept = [block for block, bit in zip(self.blocks, self.code, strict=True) if bit]
-        self.stem = _stem(config["channels"], widths[0])
-        self.parts = nn.ModuleDict({block.name: _part(block, widths) for block in kept})
-        alive = sorted({0} | {block.target for block in kept})
-        self.heads = nn.ModuleDict(
-            {task: Head(kind, widths, outputs, alive) for task, (kind, outputs) in config["heads"].items()}
-        )
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return self.run(images, self.code)
-
-    def run(self, images: Tensor, code: Code) -> dict[str, Tensor]:
-        """Outputs of a canonical code's network; all blocks that it keeps must be there."""
-        branches: dict[int, Tensor] = {0: self.stem(images)}
-        arriving: dict[int, list[Tensor]] = {}
-        for block, bit in zip(self.blocks, code, strict=True):
-            if block.source != block.target:
-                if bit:
-                    arriving.setdefault(block.target, []).append(self.parts[block.name](branches[block.source]))
-                continue
-            for target in tuple(arriving):  # all edges of a stage start from the branches as they were before it
-                terms = arriving.pop(target) + ([branches[target]] if target in branches else [])
-                branches[target] = torch.relu(sum(terms[1:], terms[0]))
-            if bit:
-                branches[block.target] = self.parts[block.name](branches[block.target])
-        return {task: head(branches) for task, head in self.heads.items()}
 
 
 class MultiResolution(nn.Module):
@@ -132,9 +65,9 @@ class MultiResolution(nn.Module):
         channels: int = 1,
     ) -> None:
         super().__init__()
-        if not heads or any(kind not in get_args(Kind) or outputs < 1 for kind, outputs in heads.values()):
+        if not heads or any(kind not in KINDS or outputs < 1 for kind, outputs in heads.values()):
             raise SettingError(
-                f"heads are {dict(heads)}.", allowed=f"kind {', '.join(get_args(Kind))}; 1 output or more",
+                f"heads are {dict(heads)}.", allowed=f"kind {', '.join(KINDS)}; 1 output or more",
                 option="heads",
             )  # fmt: skip
         if not widths or min(stages, blocks, channels, size, *widths) < 1 or size % 2 ** len(widths):
@@ -197,7 +130,7 @@ class MultiResolution(nn.Module):
                 )
         for kind, outputs in config["heads"].values():
             for branch in sorted({0} | {block.target for block in kept}):
-                scale = _scale(kind, branch)
+                scale = scale_of(kind, branch)
                 found.append(operator("resolution_projection", shapes[branch], out=outputs, scale=scale))
             if kind == "segmentation":
                 found.append(operator("resolution_enlarge", (outputs, half, half), scale=2))
@@ -206,19 +139,6 @@ class MultiResolution(nn.Module):
     def macs(self, code: Code, tasks: Iterable[str] | None = None) -> int:
         """Multiply-accumulates of a topology's convolutions and linear layers for one image."""
         return sum(operator_macs(part) for part in self.operators(code, tasks))
-
-
-class TaskNetwork(nn.Module):
-    """A `Topology` for one task: images -> that task's output. config: of `MultiResolution.config` with one head."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        super().__init__()
-        (self.task,) = config["heads"]
-        self.topology = Topology(config)
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.topology(images)[self.task]
-        return found
 
 
 def build(config: Mapping[str, Any]) -> Topology:
@@ -244,69 +164,9 @@ def operator_module(part: Operator) -> nn.Module:
     """The module of an operator of this space, with random weights."""
     of, width = dict(part.settings), part.shape[0]
     if part.kind == "resolution_stem":
-        return _stem(width, of["out"])
+        return stem(width, of["out"])
     if part.kind == "resolution_block":
         return Residual(width)
     if part.kind == "resolution_edge":
-        return _edge(width, of["out"], of["down"], of["up"])
-    return _projection(width, of["out"], of["scale"]) if part.kind == "resolution_projection" else _enlarge(of["scale"])
-
-
-def layout(branches: int, stages: int, blocks: int) -> tuple[Block, ...]:
-    """The slots in the order in which they run: in each stage the edges first, then the branches' blocks."""
-    found = []
-    for stage in range(stages):
-        edges = [(0, target) for target in range(1, branches)]
-        if stage > 0:
-            edges = [pair for fine in range(branches - 1) for pair in ((fine, fine + 1), (fine + 1, fine))]
-        found += [Block(f"stage{stage}_branch{a}_to_branch{b}", a, b) for a, b in edges]
-        places = [(branch, number) for branch in range(branches) for number in range(blocks)]
-        found += [Block(f"stage{stage}_branch{branch}_block{number}", branch, branch) for branch, number in places]
-    return tuple(found)
-
-
-def canonical(blocks: Sequence[Block], code: Sequence[int]) -> Code:
-    """The code with the bits of blocks and edges that nothing reaches set to 0."""
-    if len(code) != len(blocks) or any(bit not in (0, 1) for bit in code):
-        raise SettingError(f"code {tuple(code)}", allowed=f"{len(blocks)} values, each 0 or 1", option="code")
-    alive, reached, kept = {0}, {0}, []
-    for block, bit in zip(blocks, code, strict=True):
-        if block.source == block.target:
-            alive |= reached
-        kept.append(int(bool(bit) and block.source in alive))
-        if kept[-1]:
-            reached.add(block.target)
-    return tuple(kept)
-
-
-def _stem(channels: int, width: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-
-
-def _part(block: Block, widths: Sequence[int]) -> nn.Module:
-    steps = block.target - block.source
-    if not steps:
-        return Residual(widths[block.source])
-    return _edge(widths[block.source], widths[block.target], max(steps, 0), max(-steps, 0))
-
-
-def _edge(width: int, out: int, down: int, up: int) -> nn.Module:
-    """Mean pooling, a 1 x 1 convolution, enlarging; down, up: how many times to halve or double (choice)."""
-    mix = [nn.Conv2d(width, out, 1, bias=False), nn.BatchNorm2d(out)]
-    before, after = [nn.AvgPool2d(2**down)] if down else [], [nn.Upsample(scale_factor=2**up)] if up else []
-    return nn.Sequential(*before, *mix, *after)
-
-
-def _scale(kind: str, branch: int) -> int:
-    """0 for a classifier's pooled projection, else how many times smaller than branch 0 this branch is."""
-    return 0 if kind == "classification" else 2**branch
-
-
-def _projection(width: int, outputs: int, scale: int) -> nn.Module:
-    if scale == 0:
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, outputs))
-    return nn.Sequential(nn.Conv2d(width, outputs, 1), *([_enlarge(scale)] if scale > 1 else []))
-
-
-def _enlarge(scale: int) -> nn.Module:
-    return nn.Upsample(scale_factor=scale, mode="bilinear", align_corners=False)
+        return edge(width, of["out"], of["down"], of["up"])
+    return projection(width, of["out"], of["scale"]) if part.kind == "resolution_projection" else enlarge(of["scale"])
