@@ -22,6 +22,7 @@ from ontarget.search.instatune import (
     linear_schedule,
     sort_by_importance,
 )
+from ontarget.search.rows import batches
 from ontarget.search.space import count, draw
 from ontarget.values import Context
 
@@ -206,6 +207,19 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been_killed(tmp_path: Path) 
     found = instatune(again, rows, epochs=3, batch_size=16, learning_rate=1e-3, checkpoint=state)
     assert found.history == expected.history
     assert all(torch.equal(one, other) for one, other in zip(again.state_dict().values(), whole.state_dict().values()))
+
+
+def test_an_epoch_that_a_deadline_cuts_short_is_told_by_the_steps_taken() -> None:
+    rows = learnable(96)
+    long, short = (Context(deadline=deadline) for deadline in (None, 0.0))  # 0: long past
+    whole = instatune(space_of(), rows, epochs=1, batch_size=16, learning_rate=0.0, context=long)
+    cut = instatune(space_of(), rows, epochs=3, batch_size=16, learning_rate=0.0, context=short)
+    assert (whole.steps, cut.steps, len(cut.history)) == (6, 1, 1)
+    ids, mask, labels = next(batches(rows, 16, seed=0, epoch=0))
+    space = space_of().eval()
+    with torch.inference_mode():
+        expected = float(F.cross_entropy(space(ids, mask, space.largest), labels))
+    assert cut.history[0]["full"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_teacher_is_asked_only_where_gamma_says_so_and_is_demanded() -> None:

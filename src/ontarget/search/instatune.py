@@ -93,7 +93,7 @@ def instatune(
         history = stored["history"]
     done = len(history) * per_epoch
     for epoch in range(len(history), epochs):
-        sums = np.zeros(3)
+        sums, taken = np.zeros(3), 0
         switch = of_epoch(epoch)
         for *inputs, labels in batches(train, batch_size, seed=context.seed, epoch=epoch):
             ids, mask, labels = (value.to(context.device) for value in (*inputs, labels))
@@ -111,12 +111,12 @@ def instatune(
             schedule.step()
             with torch.no_grad():
                 sums += [float(loss), float(F.cross_entropy(full, labels)), float(F.cross_entropy(part, labels))]
-            done += 1
+            done, taken = done + 1, taken + 1
             if context.progress is not None:
                 context.progress(done, total, "InstaTune")
             if context.deadline is not None and time.monotonic() > context.deadline:
                 break
-        loss_, full_, part_ = (sums / per_epoch).tolist()
+        loss_, full_, part_ = (sums / max(1, taken)).tolist()  # a deadline may cut an epoch short
         history.append({"epoch": epoch + 1, "loss": loss_, "full": full_, "part": part_})
         if context.deadline is not None and time.monotonic() > context.deadline:
             break
@@ -158,16 +158,20 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     )  # fmt: skip
 
 
+def trained_weights(space: ElasticTransformer) -> dict[str, Tensor]:
+    """Name -> weight of all that training changes. Word vectors are frozen here: they get no gradient (choice)."""
+    space.network.embeddings.words.weight.requires_grad_(False)
+    return {name: weight for name, weight in space.network.named_parameters() if weight.requires_grad}
+
+
 def make_optimizer(
     space: ElasticTransformer, learning_rate: float, head_factor: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """AdamW; biases, norms and positions are not decayed, word vectors stay as they are."""
-    space.network.embeddings.words.weight.requires_grad_(False)
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, weight in space.network.named_parameters():
-        if weight.requires_grad:
-            decayed = weight.ndim > 1 and "positions" not in name
-            groups.setdefault((name.startswith("head."), decayed), []).append(weight)
+    for name, weight in trained_weights(space).items():
+        decayed = weight.ndim > 1 and "positions" not in name
+        groups.setdefault((name.startswith("head."), decayed), []).append(weight)
     return torch.optim.AdamW(
         [
             {"params": weights, "lr": learning_rate * (head_factor if head else 1.0),

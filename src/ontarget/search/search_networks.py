@@ -631,16 +631,17 @@ class _TextSearch:
 
     def epochs(self, seconds: float) -> int:
         """Epochs of InstaTune that the seconds allow, from the time of a few steps."""
+        from ontarget.search.instatune import trained_weights
         from ontarget.search.rows import batches
         from ontarget.search.space import draw
 
         generator = np.random.default_rng(0)
-        steps = max(1, len(self.train_rows) // TEXT_BATCH)
+        steps, weights = max(1, len(self.train_rows) // TEXT_BATCH), list(trained_weights(self.space).values())
         begun, done = time.monotonic(), 0
         for ids, mask, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
             codes = (self.space.largest, draw(self.space, generator))
             losses = [torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels) for code in codes]
-            torch.autograd.grad(torch.stack(losses).sum(), list(self.space.parameters()), allow_unused=True)
+            torch.autograd.grad(torch.stack(losses).sum(), weights, allow_unused=True)
             done += 1
             if done >= 3:
                 break
