@@ -20,6 +20,7 @@ from ontarget.search.instatune import (
     instatune,
     instatune_loss,
     linear_schedule,
+    make_optimizer,
     sort_by_importance,
 )
 from ontarget.search.rows import batches
@@ -127,6 +128,28 @@ def test_the_loss_by_hand() -> None:
     instatune_loss(full, part, None, labels, alpha=0.0, gamma=0.0).backward()
     assert full.grad is None or torch.count_nonzero(full.grad) == 0
     assert part.grad is not None and torch.count_nonzero(part.grad) > 0
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+def test_a_step_is_one_of_the_whole_loss(gamma: float) -> None:
+    """S and s are passed backward one after the other: as if the sum of the loss were."""
+    rows, found, expected = learnable(16), space_of(), space_of()
+    teacher = space_of(seed=5).eval()
+
+    def taught(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return teacher(ids, mask, teacher.largest)  # type: ignore[no-any-return]
+
+    instatune(found, rows, teacher=taught, gamma=gamma, epochs=1, batch_size=16, learning_rate=1e-3, warm_up=1.0)
+    optimizer = make_optimizer(expected.train(), 1e-3, 10.0, 0.01)
+    ids, mask, labels = next(batches(rows, 16, seed=0, epoch=0))
+    code = draw(expected, np.random.default_rng(0))
+    full, part = expected(ids, mask, expected.largest), expected(ids, mask, code)
+    loss = instatune_loss(full, part, taught(ids, mask).detach(), labels, alpha=0.3, gamma=gamma)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+    optimizer.step()
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
 def test_sorting_keeps_the_full_networks_scores_and_puts_the_most_important_first() -> None:

@@ -97,20 +97,29 @@ def instatune(
         switch = of_epoch(epoch)
         for *inputs, labels in batches(train, batch_size, seed=context.seed, epoch=epoch):
             ids, mask, labels = (value.to(context.device) for value in (*inputs, labels))
-            full = space(ids, mask, space.largest)
-            part = space(ids, mask, draw(space, generator))
             taught = None
             if switch and teacher is not None:
                 with torch.no_grad():
                     taught = teacher(ids, mask)
-            loss = instatune_loss(full, part, taught, labels, alpha=alpha, gamma=switch, temperature=temperature)
+            settings: dict[str, float] = {"alpha": alpha, "gamma": switch, "temperature": temperature}
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            # One after the other: no gradient goes from s to S, and only one network's activations are held.
+            full = space(ids, mask, space.largest)
+            of_full = full_loss(full, taught, labels, **settings)
+            of_full.backward()  # type: ignore[no-untyped-call]
+            full = full.detach()
+            part = space(ids, mask, draw(space, generator))
+            of_part = part_loss(part, full, taught, labels, **settings)
+            of_part.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(space.parameters(), 1.0)
             optimizer.step()
             schedule.step()
             with torch.no_grad():
-                sums += [float(loss), float(F.cross_entropy(full, labels)), float(F.cross_entropy(part, labels))]
+                sums += [
+                    float(of_full + of_part),
+                    float(F.cross_entropy(full, labels)),
+                    float(F.cross_entropy(part, labels)),
+                ]
             done, taken = done + 1, taken + 1
             if context.progress is not None:
                 context.progress(done, total, "InstaTune")
@@ -140,14 +149,31 @@ def instatune_loss(
     temperature: float = 1.0,
 ) -> Tensor:
     """The loss of one batch from the scores (N, C) of S, s and T, and labels (N,); see the file's head."""
-    loss = alpha * (F.cross_entropy(full, labels) + F.cross_entropy(part, labels))
+    settings = {"alpha": alpha, "gamma": gamma, "temperature": temperature}
+    return full_loss(full, teacher, labels, **settings) + part_loss(part, full, teacher, labels, **settings)
+
+
+def full_loss(
+    full: Tensor, teacher: Tensor | None, labels: Tensor, *, alpha: float, gamma: float, temperature: float
+) -> Tensor:
+    """The terms through which S learns."""
+    loss = alpha * F.cross_entropy(full, labels)
+    if gamma:
+        assert teacher is not None
+        loss = loss + (1 - alpha) * gamma * divergence(full, teacher, temperature)
+    return loss
+
+
+def part_loss(
+    part: Tensor, full: Tensor, teacher: Tensor | None, labels: Tensor, *, alpha: float, gamma: float,
+    temperature: float,
+) -> Tensor:  # fmt: skip
+    """The terms through which s learns; S, which teaches it, is detached."""
     distilled = (1 - gamma) * divergence(part, full.detach(), temperature)
     if gamma:
         assert teacher is not None
-        distilled = distilled + gamma * (
-            divergence(full, teacher, temperature) + divergence(part, teacher, temperature)
-        )
-    return loss + (1 - alpha) * distilled
+        distilled = distilled + gamma * divergence(part, teacher, temperature)
+    return alpha * F.cross_entropy(part, labels) + (1 - alpha) * distilled
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

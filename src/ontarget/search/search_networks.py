@@ -41,6 +41,9 @@ EVALUATION_ROWS = 1000  # validation rows that a network of the front is scored 
 LEAST_EVALUATION_ROWS = 100  # and at least, where evaluations are slow (choice)
 LEAST_EVALUATIONS = 60  # of the search of the front (choice)
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60  # of a network that is trained from scratch (choice)
+IMPORTANCE_ROWS = 512  # training rows that the importance of heads and neurons is told from, at most (choice)
+LEAST_IMPORTANCE_ROWS = 96  # and at least, where a pass is slow (choice)
+IMPORTANCE_SHARE = 0.25  # of the super-network's time that this may take (choice)
 TEXT_BATCH = 32  # rows of a step of InstaTune (choice)
 FINALISTS = 4  # networks that are returned (choice)
 MARGIN = 0.97  # of the limit that a returned network may take: a fresh measurement must not break it (choice)
@@ -621,13 +624,26 @@ class _TextSearch:
     ) -> dict[str, Any]:
         from ontarget.search.instatune import fit_head, instatune, sort_by_importance
 
-        few = _drawn(self.train_rows, 512, 0)
+        few = _drawn(self.train_rows, self._importance_rows(context), 0)
         fit_head(self.space, few)
         sort_by_importance(self.space, few)
         result = instatune(
             self.space, self.train_rows, epochs=epochs, batch_size=TEXT_BATCH, checkpoint=checkpoint, context=context
         )
-        return {"codes": [self.space.largest], "history": result.history}
+        return {"codes": [self.space.largest], "history": result.history, "steps": result.steps}
+
+    def _importance_rows(self, context: Context) -> int:
+        """Rows that importance is told from: as many as `IMPORTANCE_SHARE` of the time allows, by one forward pass."""
+        if context.deadline is None:
+            return IMPORTANCE_ROWS
+        ids, mask, _ = _drawn(self.train_rows, TEXT_BATCH, 0)[torch.arange(min(TEXT_BATCH, len(self.train_rows)))]
+        begun = time.monotonic()
+        with torch.inference_mode():
+            self.space(ids, mask, self.space.largest)
+        # A row is passed forward for the head, and forward and backward for the importance.
+        row_s = 4 * (time.monotonic() - begun) / len(ids)
+        left = IMPORTANCE_SHARE * max(0.0, context.deadline - time.monotonic())
+        return int(np.clip(left / max(row_s, 1e-6), LEAST_IMPORTANCE_ROWS, IMPORTANCE_ROWS))
 
     def epochs(self, seconds: float) -> int:
         """Epochs of InstaTune that the seconds allow, from the time of a few steps."""
@@ -640,8 +656,9 @@ class _TextSearch:
         begun, done = time.monotonic(), 0
         for ids, mask, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
             codes = (self.space.largest, draw(self.space, generator))
-            losses = [torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels) for code in codes]
-            torch.autograd.grad(torch.stack(losses).sum(), weights, allow_unused=True)
+            for code in codes:
+                loss = torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels)
+                torch.autograd.grad(loss, weights, allow_unused=True)
             done += 1
             if done >= 3:
                 break
