@@ -187,7 +187,7 @@ def main() -> None:
             print(f"{done} of {len(futures)}: {future.result().name}", flush=True)
     stored = options.work / "chosen.json"
     if not stored.exists():
-        write_atomic(stored, json.dumps(chosen_score()))
+        write_atomic(stored, json.dumps(chosen_score()).encode())
     chosen_on = json.loads(stored.read_text())
     rows, draws = [], {}
     for seed in range(options.seeds):
