@@ -189,6 +189,39 @@ def tiny_llama(folder: Path) -> Path:
     return folder
 
 
+def test_a_causal_llamas_folder_is_sliced_and_what_was_found_takes_part_in_a_fit(tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from ontarget.plan.admission import admit
+    from ontarget.plan.trial import TrialJob, run_trial
+    from ontarget.pool.found_networks import digests, save_found
+    from ontarget.search.slice_pretrained import slice_pretrained
+    from ontarget.task import Limits
+    from ontarget.values import Recipe
+
+    text_task(tmp_path, make=tiny_llama)
+    folder = tmp_path / "llama"
+    LlamaForCausalLM(LlamaConfig.from_pretrained(folder)).save_pretrained(folder)
+    loaded: Any = load(resolve(f"file:{folder}"))
+    space = slice_pretrained(loaded.encoder.model, outputs=2, length=8).eval()
+    code = space.canonical((0,) * len(space.slots))
+    data = load_data(load_task(str(tmp_path / "data.csv"), {"input": "text", "target": "label"}).task)
+    found = save_found(
+        tmp_path / "found", space.slice(code), space.config(code), loaded.preprocess,
+        seen=digests(data.train.inputs, "text"), classes=list(data.classes), quality=0.5,
+    )  # fmt: skip
+    source = f"file:{found}"
+    assert resolve(source).modality == "text"
+    admitted = admit([source], data, Limits(), batch_size=1, max_length=None, progress=None)[source]
+    assert admitted["admitted"] and admitted["as_found"] and admitted["dim"] == 32
+    outcome = run_trial(TrialJob(0, Recipe(source, "found_network"), seed=0), data)
+    network, preprocess, _ = load_network(found)
+    with torch.inference_mode():
+        scores = network(*(torch.from_numpy(value) for value in preprocess(data.validation.inputs).values())).numpy()
+    assert outcome.state == "complete"
+    np.testing.assert_allclose(outcome.scores, scores, atol=1e-5)
+
+
 def text_task(folder: Path, layers: int = 3, make: Any = None) -> list[str]:
     """The command line of a search on short texts, of which a word tells the class, with a tiny encoder."""
     generator = np.random.default_rng(0)
@@ -322,6 +355,11 @@ def test_profile_prints_how_well_the_table_predicts(tmp_path: Path) -> None:
     [
         (["device", "profile", "--space", "nosuch"], "'nosuch' names no source", "--space"),
         (["device", "profile", "--space", "control:random-efficientnet-lite0"], "cannot be sliced", "--space"),
+        (
+            ["search", "{data}", "-t", "label", "--source", "zoo:wordllama"],
+            "'zoo:wordllama' cannot be sliced",
+            "--source",
+        ),
         (["device", "profile", "-o", "{folder}"], "it is a folder", "--output"),
         (["device", "profile", "-o", "{file}/below/t.json"], "The latency table cannot be written", "--output"),
         (["search", "{data}", "-t", "label", "--table", "{file}"], "is no latency table", "--table"),
@@ -333,7 +371,8 @@ def test_wrong_input_is_told_before_any_work(options: list[str], why: str, optio
     data = text_task(tmp_path)[1]
     given = [text.format(folder=tmp_path, file=tmp_path / "file", data=data) for text in options]
     if given[0] == "search":
-        given += ["-i", "text", "--source", f"file:{tmp_path / 'bert'}", "-q"]
+        given += ["-i", "text", "-q"]
+        given += [] if "--source" in given else ["--source", f"file:{tmp_path / 'bert'}"]
         given += [] if "-o" in given else ["-o", str(tmp_path / "s")]
     error: Any = CliRunner().invoke(app, given).exception
     assert why in str(error) and error.option == option
