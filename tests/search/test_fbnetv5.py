@@ -17,6 +17,7 @@ from ontarget.errors import DataError, SettingError
 from ontarget.search.fbnetv5 import RunningMean, fbnetv5, importance_ratios, log_probabilities, policy_step
 from ontarget.search.multi_resolution import MultiResolution
 from ontarget.search.retrain import recalibrate
+from ontarget.search.rows import batch_count, endless
 from ontarget.values import Context
 
 LOGITS = st.lists(st.lists(st.floats(-4, 4), min_size=3, max_size=3), min_size=1, max_size=4)
@@ -213,6 +214,63 @@ def test_progress_and_curve():
     assert [point["step"] for point in found.curve] == [done for done, total in seen[:10]] == list(range(5, 51, 5))
     assert all(total == 50 for _, total in seen[:10])
     assert seen[-1][0] == seen[-1][1] == len(seen) - 10 == len(set(found.topologies.values()))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("count", "what"), [(3, "searching topologies"), (2, "validating topologies")])
+def test_a_killed_search_goes_on_to_the_same_result(tmp_path, count, what):
+    """Killed in the midst of the steps, and of the validation; the batches' order is part of the state."""
+    pixels, classes = torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(24) % 3
+    rows = TensorDataset(pixels, classes, classes)
+
+    def search(checkpoint=None, progress=None):
+        torch.manual_seed(0)
+        network = MultiResolution({"a": ("classification", 3), "b": ("classification", 3)}, widths=(4, 6), size=8)
+        costs = {"a": lambda code: network.macs(code, ["a"]), "b": lambda code: network.macs(code, ["b"])}
+        return fbnetv5(
+            network, {"a": cross_entropy, "b": cross_entropy}, rows, rows, cost=costs,
+            limit={"a": costs["a"]((1,) * 7) / 2}, steps=10, batch_size=5, samples=4, rate=1.0, checkpoint=checkpoint,
+            context=Context(progress=progress),
+        )  # fmt: skip
+
+    calls = []
+
+    def kill(done, total, now):
+        calls.append(now)
+        if calls.count(what) == count:
+            raise Killed
+
+    whole = search()
+    with pytest.raises(Killed):
+        search(tmp_path / "state", kill)
+    again = []
+    resumed = search(tmp_path / "state", lambda done, total, now: again.append((done, now)))
+    assert again[0][0] > 1  # it did not begin anew
+    assert np.array_equal(resumed.probabilities, whole.probabilities) and resumed.curve == whole.curve
+    assert np.array_equal(resumed.prices, whole.prices) and whole.prices[1] == 0
+    assert (resumed.ranked, resumed.losses) == (whole.ranked, whole.losses)
+
+
+def test_each_task_keeps_its_own_limit_and_its_candidates_are_ranked():
+    tasks = list(WANTED)
+    found = searched(steps=400, samples=30, limit={tasks[0]: 1.0, tasks[2]: None}, cost=lambda code: float(sum(code)))
+    assert found.costs[tasks[0]] <= 1.0 and found.topologies[tasks[2]] == WANTED[tasks[2]]
+    assert all(codes[0] == found.topologies[task] for task, codes in found.ranked.items())
+    assert all(sum(code) <= 1 for code in found.ranked[tasks[0]])
+    with pytest.raises(SettingError, match=f"or more for {tasks[1]}"):
+        searched(cost=lambda code: 1.0 + sum(code), limit={tasks[1]: 0.5})
+
+
+def test_batches_passed_over_are_those_that_were_drawn():
+    rows = TensorDataset(torch.arange(11))
+    for batch_size in (2, 3, 5):  # 11 = 5 * 2 + 1: a batch of one row is left out
+        drawn = [next_ for next_, _ in zip(endless(rows, batch_size, seed=3), range(25))]
+        for skip in (1, batch_count(11, batch_size), 17):
+            (first,) = next(endless(rows, batch_size, seed=3, skip=skip))
+            assert torch.equal(first, drawn[skip][0])
 
 
 def test_errors():

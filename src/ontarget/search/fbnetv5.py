@@ -27,6 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,13 @@ from ontarget.errors import DataError, SettingError
 from ontarget.search.retrain import recalibrate
 from ontarget.search.rows import Rows, endless, ordered
 from ontarget.search.space import Code, ElasticNetwork
+from ontarget.search.training_state import load_state, save_state
 from ontarget.values import Array, Context
 
 Losses = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
+Cost = Callable[[Code], float]
 PRICE_RATE = 0.05  # of the ascent that finds lambda_t for a limit (choice)
+KEPT = 50  # times that a search writes its checkpoint (choice)
 CALIBRATION = 4  # training batches that renew BatchNorm statistics before a topology is validated (choice)
 
 
@@ -50,7 +54,8 @@ class Searched:
     """topologies: task -> its code. probabilities: (T, B) of each bit, tasks in the order of ``tasks``.
 
     losses: task -> its topology's loss on all held-out rows with shared weights. costs: task -> cost of its topology.
-    prices: (T,) lambda at the end. steps: that were run. curve: one mapping every tenth of the steps.
+    prices: (T,) lambda at the end. steps: that were run. curve: one mapping every tenth of the steps, each task's mean
+    training loss since the one before. ranked: task -> its topologies that were validated, the best first.
     """
 
     tasks: tuple[str, ...]
@@ -61,6 +66,7 @@ class Searched:
     prices: Array
     steps: int
     curve: tuple[dict[str, float], ...]
+    ranked: dict[str, tuple[Code, ...]]
 
 
 def log_probabilities(logits: Array, code: Sequence[int]) -> Array:
@@ -96,9 +102,9 @@ def fbnetv5(
     train: Rows,
     held_out: Rows,
     *,
-    cost: Callable[[Code], float],
+    cost: Cost | Mapping[str, Cost],
     steps: int,
-    limit: float | None = None,
+    limit: float | Mapping[str, float | None] | None = None,
     price: float | None = None,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
@@ -107,6 +113,7 @@ def fbnetv5(
     warm_up: float = 0.2,
     samples: int = 20,
     importance: bool = True,
+    checkpoint: Path | None = None,
     context: Context = Context(),
 ) -> Searched:
     """Train ``network`` (in place) and find a topology for each task of ``losses``.
@@ -114,11 +121,13 @@ def fbnetv5(
     network: a torch module, (inputs, code) -> {task: output}, whose slots are bits, such as `MultiResolution`.
     losses: task -> loss(output, targets), a mean over the batch, 0 or more. train, held_out: rows[positions] ->
     (inputs, targets of the first task, of the second, ...) in the order of ``losses``. cost: of a canonical code, e.g.
-    MACs or milliseconds. steps: of the whole search. limit: the most a topology may cost. price: lambda of all tasks;
+    MACs or milliseconds; one for all tasks, or task -> its own. steps: of the whole search. limit: the most a topology
+    may cost, of all tasks or task -> its own. price: lambda of all tasks;
     None finds lambda_t, 0 or more, for which the mean cost under p_t meets the limit, by ascent on the violation
     (choice), and is 0 without a limit. rate: eta. decay: of running means and baselines, 0 to 1. warm_up: share of
     steps that train weights alone, with even bits. samples: of each task, from which, with its mode, the one of least
-    held-out loss within the limit is taken. importance: False sets r_t = 1, for comparison.
+    held-out loss within the limit is taken. importance: False sets r_t = 1, for comparison. checkpoint: a file in which
+    the state is kept now and then, and from which a killed search goes on to the result that it would have had.
     Weights: AdamW with a cosine schedule (choice). The reward's loss is divided by its own running mean too (choice):
     one eta and one lambda then fit all tasks. At ``context.deadline`` the search ends and chooses with what it has.
     Raises SettingError: values out of range, slots of other than 2 choices, a limit that no topology meets; DataError:
@@ -133,19 +142,48 @@ def fbnetv5(
             option="fbnetv5",
         )
     tasks, bits = tuple(losses), len(network.slots)
-    cheapest, full = (float(cost(network.canonical((bit,) * bits))) for bit in (0, 1))
-    if limit is not None and cheapest > limit:
-        raise SettingError(f"The limit is {limit:g}.", allowed=f"{cheapest:g} (no blocks) or more", option="limit")
+    costs = cost if isinstance(cost, Mapping) else dict.fromkeys(tasks, cost)
+    given = limit if isinstance(limit, Mapping) else dict.fromkeys(tasks, limit)
+    limits = {task: math.inf if (value := given.get(task)) is None else float(value) for task in tasks}
+    most = np.array(list(limits.values()))
+    cheapest, full = (_spent(costs, tasks, network.canonical((bit,) * bits)) for bit in (0, 1))
+    for task, least in zip(tasks, cheapest):
+        if least > limits[task]:
+            raise SettingError(
+                f"The limit is {limits[task]:g}.", allowed=f"{least:g} (no blocks) or more for {task}", option="limit"
+            )
     torch.manual_seed(context.seed)
     generator = np.random.default_rng(context.seed)
     module.to(context.device)
     engine = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(engine, steps)
-    streams = [endless(rows, batch_size, seed=context.seed) for rows in (train, held_out)]
     logits, prices = np.zeros((len(tasks), bits)), np.full(len(tasks), price or 0.0)
     train_means, held_means, baselines = (RunningMean(decay) for _ in range(3))
+    means = (train_means, held_means, baselines)
     curve: list[dict[str, float]] = []
-    step = 0
+    step, steered, since = 0, 0, np.zeros((0, len(tasks)))  # since: losses since the curve's last point
+    stored = load_state(checkpoint, generator)
+    if stored is not None:
+        module.load_state_dict(stored["module"])
+        engine.load_state_dict(stored["engine"])
+        schedule.load_state_dict(stored["schedule"])
+        logits, prices, since = (stored[name].numpy() for name in ("logits", "prices", "since"))
+        for mean, value in zip(means, stored["means"]):
+            mean.value = None if value is None else value.numpy()
+        step, steered, curve = stored["step"], stored["steered"], stored["curve"]
+
+    def keep(**more: Any) -> None:
+        if checkpoint is not None:
+            save_state(
+                checkpoint, generator, module=module.state_dict(), engine=engine.state_dict(),
+                schedule=schedule.state_dict(), logits=torch.from_numpy(logits), prices=torch.from_numpy(prices),
+                since=torch.from_numpy(since), step=step, steered=steered, curve=curve,
+                means=[None if mean.value is None else torch.from_numpy(mean.value) for mean in means], **more,
+            )  # fmt: skip
+
+    streams = [
+        endless(rows, batch_size, seed=context.seed, skip=skip) for rows, skip in ((train, step), (held_out, steered))
+    ]
     while step < steps and not _late(context):
         code = _sample(logits[generator.integers(len(tasks))], generator)
         inputs, *targets = (part.to(context.device) for part in next(streams[0]))
@@ -162,44 +200,71 @@ def fbnetv5(
         if step >= warm_up * steps:
             _calibrate(module, code, inputs, batch_size, context.device)
             fresh, *wanted = (part.to(context.device) for part in next(streams[1]))
+            steered += 1
             with torch.no_grad():
                 loss = _task_losses(module(fresh, code), losses, wanted).cpu().numpy().astype(np.float64)
-            spent = float(cost(network.canonical(code)))
+            spent = _spent(costs, tasks, network.canonical(code))
             rewards = -loss / held_means.update(loss) - prices * spent / full
             before = rewards if baselines.value is None else baselines.value
-            if price is None and limit is not None:
+            if price is None:
                 ratios = importance_ratios(logits, code) if importance else 1.0
-                prices = np.maximum(0.0, prices + PRICE_RATE * ratios * (spent - limit) / full)
+                over = np.where(np.isfinite(most), spent - np.where(np.isfinite(most), most, 0.0), 0.0)
+                prices = np.maximum(0.0, prices + PRICE_RATE * ratios * over / full)
             logits = policy_step(logits, code, rewards, before, rate=rate, importance=importance)
             baselines.update(rewards)
         step += 1
+        since = np.concatenate([since, values[None]])
         if step % max(1, steps // 10) == 0 or step == steps:
-            curve.append({"step": float(step), **dict(zip(tasks, values.tolist()))})
+            curve.append({"step": float(step), **dict(zip(tasks, since.mean(0).tolist()))})
+            since = since[:0]
             if context.progress:
                 context.progress(step, steps, "searching topologies")
-    candidates = [_candidates(network, row, samples, cost, limit, generator) for row in logits]
+        if step % max(1, steps // KEPT) == 0 or step == steps:
+            keep()
+    if stored is not None and "candidates" in stored:
+        candidates = [[tuple(code) for code in codes] for codes in stored["candidates"]]
+    else:
+        candidates = [
+            _candidates(network, row, samples, costs[task], limits[task], generator) for task, row in zip(tasks, logits)
+        ]
     queue = dict.fromkeys(code for rank in zip_longest(*candidates) for code in rank if code is not None)
     validated: dict[Code, Array] = {}
+    if stored is not None and "candidates" in stored:
+        validated = {tuple(code): np.array(values) for code, values in stored["validated"]}
     for done, code in enumerate(queue):
+        if code in validated:
+            continue
         if _late(context) and all(found_codes[0] in validated for found_codes in candidates):
             break
         validated[code] = _validated(module, code, losses, train, held_out, batch_size, context.device)
+        keep(
+            candidates=[[list(other) for other in codes] for codes in candidates],
+            validated=[[list(other), values.tolist()] for other, values in validated.items()],
+        )
         if context.progress:
             context.progress(done + 1, len(queue), "validating topologies")
-    best = [
-        min((code for code in found_codes if code in validated), key=lambda code: validated[code][row])
-        for row, found_codes in enumerate(candidates)
+    ranked = [
+        sorted((code for code in codes if code in validated), key=lambda code: float(validated[code][row]))
+        for row, codes in enumerate(candidates)
     ]
+    best = [codes[0] for codes in ranked]
     return Searched(
         tasks,
         dict(zip(tasks, best)),
         _sigmoid(logits),
         {task: float(validated[code][row]) for row, (task, code) in enumerate(zip(tasks, best))},
-        {task: float(cost(code)) for task, code in zip(tasks, best)},
+        {task: float(costs[task](code)) for task, code in zip(tasks, best)},
         prices,
         step,
         tuple(curve),
+        {task: tuple(codes) for task, codes in zip(tasks, ranked)},
     )
+
+
+def _spent(costs: Mapping[str, Cost], tasks: Sequence[str], code: Code) -> Array:
+    """(T,) what a canonical code costs each task."""
+    each = {cost: float(cost(code)) for cost in {costs[task]: None for task in tasks}}  # often one for all tasks
+    return np.array([each[costs[task]] for task in tasks])
 
 
 def _late(context: Context) -> bool:
@@ -231,14 +296,14 @@ class RunningMean:
 
 
 def _candidates(
-    network: ElasticNetwork, logits: Array, samples: int, cost: Callable[[Code], float], limit: float | None,
+    network: ElasticNetwork, logits: Array, samples: int, cost: Cost, limit: float,
     generator: np.random.Generator,
 ) -> list[Code]:  # fmt: skip
     """The task's mode and samples within the limit; else its mode without its least likely blocks (choice)."""
     mode = tuple(int(value > 0) for value in logits)
     drawn = [network.canonical(code) for code in (mode, *(_sample(logits, generator) for _ in range(samples)))]
-    kept = [code for code in dict.fromkeys(drawn) if limit is None or cost(code) <= limit]
-    if kept or limit is None:
+    kept = [code for code in dict.fromkeys(drawn) if math.isinf(limit) or cost(code) <= limit]
+    if kept:
         return kept
     shrunk = list(mode)
     for slot in np.argsort(logits, kind="stable"):
