@@ -6,6 +6,7 @@
     name = "garment"
     kind = "classification"
     data = "photos"                      # a folder for each class, or a table with input = and target = columns
+    latency_ms = 2                       # of this task's network; optional, for every kind
 
     [[tasks]]
     name = "parts"
@@ -19,7 +20,10 @@
     kind = "detection"
     images = "scenes"
     annotations = "instances.json"       # COCO: images, annotations with bbox [x, y, w, h], categories
+    split = "splits.csv"                 # optional: columns image and split (train, validation, test)
 
+For classification, split names a column of the table; a folder of the folders train, validation and test needs none.
+For the other kinds it names a table of file names. Without it, splits are drawn (`vision_splits`).
 Masks and boxes are of images as shown: a photo's EXIF rotation is applied. Paths are meant from where the TOML file
 is. All mistakes of the file, and up to ten of each task, are told at once.
 Checked in tests/search/test_search_tasks.py.
@@ -44,27 +48,48 @@ from ontarget.values import Array
 
 IGNORED = 255  # a mask's pixel without a class
 KEYS = {
-    "classification": {"data": True, "input": False, "target": False},
-    "segmentation": {"images": True, "masks": True, "classes": True},
-    "detection": {"images": True, "annotations": True},
+    "classification": {"data": True, "input": False, "target": False, "split": False},
+    "segmentation": {"images": True, "masks": True, "classes": True, "split": False},
+    "detection": {"images": True, "annotations": True, "split": False},
 }  # kind -> key -> whether it must be there
-FEWEST = 10  # images of a task: three splits of them must hold something (choice)
+FEWEST = 10  # images of a task: four splits of them must hold something (choice)
+
+
+@dataclass(frozen=True)
+class Masks(Sequence[Array]):
+    """Masks (size, size) uint8, read from their files when they are asked for."""
+
+    paths: tuple[Path, ...]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, position: Any) -> Any:
+        from PIL import Image
+
+        with Image.open(self.paths[position]) as mask:
+            values = Image.fromarray(np.asarray(mask).astype(np.uint8))
+            return np.asarray(values.resize((self.size, self.size), Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True)
 class VisionTask:
     """images: N paths. targets: N entries: class index; mask (size, size) uint8; boxes (K, 5) float64.
 
-    A box is class index, left, top, right, bottom in pixels of the resized image. order: positions of the images in an
-    order that the seed and the paths relative to the TOML file fix, the same for tasks that share a folder.
+    A box is class index, left, top, right, bottom in pixels of the resized image. Masks are read when asked for.
+    digests: of each image's file. given: each image's split, train, validation or test; empty where the data say none.
+    latency_ms: the task's own limit.
     """
 
     name: str
     kind: str
     classes: tuple[str, ...]
     images: tuple[Path, ...]
-    targets: tuple[Any, ...]
-    order: Array
+    targets: Sequence[Any]
+    digests: tuple[str, ...]
+    given: tuple[str, ...] = ()
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +101,7 @@ class VisionTasks:
     fingerprint: str
 
 
-def read_vision_tasks(path: Path | str, *, seed: int = 0) -> VisionTasks:
+def read_vision_tasks(path: Path | str) -> VisionTasks:
     """Read and check the file and everything that it names; see the module's head.
 
     Raises SettingError for unknown or missing keys, kinds and values; DataError naming file and image for the data.
@@ -90,11 +115,12 @@ def read_vision_tasks(path: Path | str, *, seed: int = 0) -> VisionTasks:
         raise DataError(f"'{path}' is no valid TOML: {error}.", next_step="mend the file") from error
     _check_keys(content, path)
     size = content.get("image_size", 64)
-    tasks = tuple(_read(entry, path.parent, size, seed) for entry in content["tasks"])
+    tasks = tuple(_read(entry, path.parent, size) for entry in content["tasks"])
     digest = hashlib.sha256(repr(content).encode())
     for task in tasks:
-        for image, target in zip(task.images, task.targets, strict=True):
-            digest.update(image.read_bytes())
+        digest.update(repr(task.given).encode())
+        for image, target in zip(task.digests, task.targets, strict=True):
+            digest.update(image.encode())
             digest.update(np.asarray(target).tobytes())
     return VisionTasks(size, tasks, digest.hexdigest())
 
@@ -120,9 +146,12 @@ def _check_keys(content: Mapping[str, Any], path: Path) -> None:
         if kind not in KEYS:
             problems.append(f"{where}: kind is {kind!r}, allowed are {', '.join(KEYS)}")
             continue
-        allowed = ("name", "kind", *KEYS[kind])
+        allowed = ("name", "kind", "latency_ms", *KEYS[kind])
         problems += [f"{where}: {_unknown(key, allowed)}" for key in task if key not in allowed]
         problems += [f"{where}: '{key}' is missing" for key, must in KEYS[kind].items() if must and key not in task]
+        limit = task.get("latency_ms", 1)
+        if not isinstance(limit, int | float) or isinstance(limit, bool) or not limit > 0:
+            problems.append(f"{where}: latency_ms is {limit!r}, allowed are numbers above 0")
         classes = task.get("classes", ["a", "b"])
         if not (isinstance(classes, list) and 2 <= len(set(map(str, classes))) == len(classes) < IGNORED):
             problems.append(f"{where}: classes is {classes!r}, allowed is a list of 2 to 254 different names")
@@ -143,10 +172,10 @@ def _unknown(name: str, allowed: Sequence[str]) -> str:
     return f"unknown setting '{name}'" + (f" ({close})" if close else f", allowed are {', '.join(allowed)}")
 
 
-def _read(entry: Mapping[str, Any], folder: Path, size: int, seed: int) -> VisionTask:
+def _read(entry: Mapping[str, Any], folder: Path, size: int) -> VisionTask:
     reader = {"classification": _labels, "segmentation": _masks, "detection": _boxes}[entry["kind"]]
     problems: list[str] = []
-    images, targets, classes = reader(entry, folder, size, problems)
+    images, targets, classes, given = reader(entry, folder, size, problems)
     if not problems and len(images) < FEWEST:
         problems.append(f"{len(images)} labelled images are too few, {FEWEST} are needed")
     if problems:
@@ -155,13 +184,45 @@ def _read(entry: Mapping[str, Any], folder: Path, size: int, seed: int) -> Visio
             f"Task '{entry['name']}': " + "; ".join(problems[:SHOWN]) + more + ".",
             option=f"[[tasks]] {entry['name']}", next_step="mend the data",
         )  # fmt: skip
-    places = [os.path.relpath(image, folder) for image in images]
-    ranks = [hashlib.sha256(f"{seed} {place}".encode()).hexdigest() for place in places]
-    order = np.array(sorted(range(len(images)), key=lambda at: ranks[at]))
-    return VisionTask(entry["name"], entry["kind"], tuple(classes), tuple(images), tuple(targets), order)
+    digests = tuple(hashlib.sha256(image.read_bytes()).hexdigest() for image in images)
+    return VisionTask(
+        entry["name"], entry["kind"], tuple(classes), tuple(images), targets, digests, tuple(given),
+        entry.get("latency_ms"),
+    )  # fmt: skip
 
 
-Found = tuple[list[Path], list[Any], list[str]]
+Found = tuple[list[Path], Sequence[Any], list[str], list[str]]  # images, targets, classes, splits
+
+
+def _splits(values: Sequence[Any], images: Sequence[Path], problems: list[str]) -> list[str]:
+    """The values as train, validation and test; problems name the image."""
+    from ontarget.data.read import SPLIT_NAMES
+
+    found = [SPLIT_NAMES.get(str(value).strip().lower(), "") for value in values]
+    for image, value, name in zip(images, values, found, strict=True):
+        if not name:
+            problems.append(f"split of '{image}' is {value!r}, allowed are train, validation, test")
+    if not problems and "train" not in found:
+        problems.append("split: no image is of the split train")
+    return found
+
+
+def _listed_splits(entry: Mapping[str, Any], folder: Path, images: Sequence[Path], problems: list[str]) -> list[str]:
+    """The splits that a table with the columns image and split says; nothing where none is named."""
+    if "split" not in entry:
+        return []
+    from ontarget.data.read import read
+
+    table = read(folder / entry["split"])
+    if missing := {"image", "split"} - set(map(str, table.frame.columns)):
+        problems.append(f"split: {table.name} has no column {', '.join(sorted(missing))}")
+        return []
+    known = dict(zip(table.frame["image"].astype(str), table.frame["split"].astype(str), strict=True))
+    names = [os.path.relpath(image, folder / entry["images"]) for image in images]
+    if absent := [name for name in names if name not in known]:
+        problems.append(f"split: {table.name} does not list {', '.join(absent[:SHOWN])}")
+        return []
+    return _splits([known[name] for name in names], images, problems)
 
 
 def _side(path: Path, problems: list[str]) -> tuple[int, int] | None:
@@ -185,11 +246,14 @@ def _labels(entry: Mapping[str, Any], folder: Path, size: int, problems: list[st
     columns = [str(name) for name in table.frame.columns]
     given = {"input": entry.get("input", table.input[0] if table.input else ""),
              "target": entry.get("target", table.target)}  # fmt: skip
+    split = entry.get("split", table.split)
+    if split is not None:
+        given["split"] = split
     for key, name in given.items():
         if name not in columns:
             problems.append(f"{table.name} has no column '{name}' for {key}, it has {', '.join(columns)}")
     if problems:
-        return [], [], []
+        return [], [], [], []
     rows = table.frame[table.frame[given["target"]].notna() & (table.frame[given["target"]].astype(str) != "")]
     names = rows[given["target"]].astype(str).tolist()
     classes = sorted(set(names))
@@ -198,7 +262,8 @@ def _labels(entry: Mapping[str, Any], folder: Path, size: int, problems: list[st
     images = [table.folder / str(name) for name in rows[given["input"]]]
     for image in images:
         _side(image, problems)
-    return images, [classes.index(name) for name in names], classes
+    splits = [] if split is None else _splits(rows[split].tolist(), images, problems)
+    return images, [classes.index(name) for name in names], classes, splits
 
 
 def _folder_images(entry: Mapping[str, Any], folder: Path, problems: list[str]) -> list[Path]:
@@ -217,7 +282,7 @@ def _folder_images(entry: Mapping[str, Any], folder: Path, problems: list[str]) 
 def _masks(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str]) -> Found:
     from PIL import Image
 
-    images, targets = _folder_images(entry, folder, problems), []
+    images, paths = _folder_images(entry, folder, problems), []
     for image in images:
         path = folder / entry["masks"] / f"{image.stem}.png"
         sides = _side(image, problems)
@@ -242,8 +307,9 @@ def _masks(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str
                     f"the mask '{path}' holds {over.max()}, allowed are 0 to {len(entry['classes']) - 1} and {IGNORED}"
                 )
                 continue
-            targets.append(np.asarray(Image.fromarray(values).resize((size, size), Image.Resampling.NEAREST)))
-    return images, targets, [str(name) for name in entry["classes"]]
+            paths.append(path)
+    splits = _listed_splits(entry, folder, images, problems)
+    return images, Masks(tuple(paths), size), [str(name) for name in entry["classes"]], splits
 
 
 def _boxes(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str]) -> Found:
@@ -251,7 +317,7 @@ def _boxes(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str
     place = folder / entry["images"]
     if not place.is_dir():
         problems.append(f"images: there is no folder '{place}'")
-        return [], [], []
+        return [], [], [], []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         names = {int(row["id"]): str(row["name"]) for row in content["categories"]}
@@ -262,10 +328,10 @@ def _boxes(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str
         ]
     except OSError as error:
         problems.append(f"annotations: '{path}' cannot be read ({error.strerror})")
-        return [], [], []
+        return [], [], [], []
     except (ValueError, KeyError, TypeError) as error:
         problems.append(f"annotations: '{path}' is no COCO file ({type(error).__name__}: {error})")
-        return [], [], []
+        return [], [], [], []
     if not names or not listed or not rows:
         problems.append(
             f"annotations: '{path}' has {len(listed)} images, {len(rows)} annotations, {len(names)} categories"
@@ -298,4 +364,6 @@ def _boxes(entry: Mapping[str, Any], folder: Path, size: int, problems: list[str
                 [kinds[category], left * across, top * down, (left + wide) * across, (top + high) * down]
             )
     images = [place / name for name in listed.values()]
-    return images, [np.array(boxes[number]).reshape(-1, 5) for number in listed], [names[key] for key in sorted(names)]
+    targets = [np.array(boxes[number]).reshape(-1, 5) for number in listed]
+    splits = _listed_splits(entry, folder, images, problems)
+    return images, targets, [names[key] for key in sorted(names)], splits

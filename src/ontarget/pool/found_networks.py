@@ -1,7 +1,7 @@
 """Networks that `ontarget search` found, as sources: a folder with network.json, network.safetensors, preprocess/.
 
-The network is a plain one (`parts.mobile_network`, `parts.slim_bert`, `parts.slim_llama`); as a source it gives its
-features, and gets a head of the task's own like any other; where it was trained on the task's own rows, it takes part
+The network is a plain one (`parts.mobile_network`, `slim_bert`, `slim_llama`, `resolution_network`); as a source it
+gives its features, and gets a head of the task's own like any other; where it was trained on the task's own rows, it takes part
 with its own head. Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be
 scored.
 """
@@ -22,7 +22,7 @@ from ontarget.values import Array, Loaded, TargetData
 FILE = "network.json"
 VERSION = 1
 MODALITIES = {"mobile": "image", "bert": "text", "llama": "text"}
-TOPOLOGY = "topology"  # of `ontarget search-tasks`: deployed as it is, no source of `fit`
+TOPOLOGY = "topology"  # of `ontarget search-tasks`; a source of `fit` where its task is classification
 
 
 def build_network(config: Mapping[str, Any]) -> torch.nn.Module:
@@ -116,7 +116,7 @@ def load_found(locator: str, folder: Path, *, max_length: int | None) -> Loaded:
 
     network, preprocess, info = load_network(folder)
     if info["config"]["network"] == TOPOLOGY:
-        raise RunError(f"{folder} holds a network of ontarget search-tasks, which is no source.", option=locator)
+        return _load_topology(locator, network, preprocess)
     head: Any = network.head
     dim = int(head.linear.in_features)
     head.linear = torch.nn.Identity()
@@ -124,6 +124,34 @@ def load_found(locator: str, folder: Path, *, max_length: int | None) -> Loaded:
         length = min(max_length, int(preprocess.settings["max_length"]))
         preprocess = replace(preprocess, settings={**preprocess.settings, "max_length": length})
     return Loaded(locator, preprocess, network, dim)
+
+
+def _load_topology(locator: str, network: Any, preprocess: Preprocess) -> Loaded:
+    """A classifier's pooled branches as features. Raises RunError for networks of other tasks."""
+    if network.kind != "classification":
+        task = network.kind.replace("heat_map", "detection")
+        raise RunError(
+            f"The network in {locator.removeprefix('file:')} is one for {task}, which is no source of fit.", allowed="networks for classification", option="--pool",
+            next_step="leave it out; load it with ontarget.pool.found_networks.load_network",
+        )  # fmt: skip
+    encoder = _Features(network).eval()
+    size = int(preprocess.settings["size"])
+    with torch.inference_mode():
+        dim = encoder(torch.zeros(1, int(preprocess.settings["channels"]), size, size)).shape[1]
+    return Loaded(locator, preprocess, encoder, int(dim))
+
+
+class _Features(torch.nn.Module):
+    """A `TaskNetwork` without its head."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+        network.topology.heads = torch.nn.ModuleDict()  # not to be counted among the weights
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.network.features(pixels)
+        return found
 
 
 def digests(inputs: Sequence[Any] | Array, modality: str) -> list[str]:

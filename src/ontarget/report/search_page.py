@@ -110,9 +110,9 @@ def progress(history: Sequence[Mapping[str, Any]]) -> Markup:
     return _lines(points, "networks evaluated", "hypervolume")
 
 
-def curve(history: Sequence[Mapping[str, Any]]) -> Markup:
-    """Loss of each epoch."""
-    return _lines([(float(row["epoch"]), float(row["loss"])) for row in history], "epoch", "loss")
+def curve(history: Sequence[Mapping[str, Any]], below: str = "epoch") -> Markup:
+    """Loss of each epoch. below: what the horizontal axis is called."""
+    return _lines([(float(row["epoch"]), float(row["loss"])) for row in history], below, "loss")
 
 
 def _lines(points: Sequence[tuple[float, float]], below: str, what: str) -> Markup:

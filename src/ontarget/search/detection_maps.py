@@ -89,11 +89,18 @@ def mean_average_precision(found: Sequence[Array], truth: Sequence[Array], class
 
     found: (K, 6) of `boxes_of`; truth: (K, 5). The highest score first takes the free box that it overlaps most.
     """
+    return float(average_precisions(matches(found, truth, classes, least), np.ones((1, len(truth))))[0])
+
+
+def matches(
+    found: Sequence[Array], truth: Sequence[Array], classes: int, least: float = 0.5
+) -> list[tuple[Array, Array, Array]]:
+    """For each class that occurs: (image of each found box, whether it is right), the surest first; (N,) true boxes."""
     values = []
     for kind in range(classes):
         wanted = [boxes[boxes[:, 0] == kind, 1:] for boxes in truth]
-        total = sum(map(len, wanted))
-        if not total:
+        totals = np.array([len(boxes) for boxes in wanted], dtype=np.float64)
+        if not totals.any():
             continue
         rows = [(row[0], image, row[2:]) for image, boxes in enumerate(found) for row in boxes if row[1] == kind]
         rows.sort(key=lambda row: -row[0])
@@ -104,10 +111,25 @@ def mean_average_precision(found: Sequence[Array], truth: Sequence[Array], class
             if len(shares) and shares.max() >= least:
                 taken[image][shares.argmax()] = True
                 hits[at] = 1
-        precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-        envelope = np.maximum.accumulate(precision[::-1])[::-1]
-        values.append(float((envelope * hits).sum() / total))
-    return float(np.mean(values)) if values else 0.0
+        values.append((np.array([image for _, image, _ in rows], dtype=np.int64), hits, totals))
+    return values
+
+
+def average_precisions(matched: Sequence[tuple[Array, Array, Array]], counts: Array) -> Array:
+    """(R,) the mean average precision with each image counted so many times. matched: of `matches`; counts: (R, N)."""
+    values = []
+    for images, hits, totals in matched:
+        weights = counts[:, images].astype(np.float64)
+        right = np.cumsum(weights * hits, 1)
+        precision = right / np.maximum(np.cumsum(weights, 1), 1)
+        envelope = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        total = counts @ totals
+        values.append(np.where(total > 0, (envelope * hits * weights).sum(1) / np.maximum(total, 1), np.nan))
+    if not values:
+        return np.zeros(len(counts))
+    occurs = ~np.isnan(values)
+    mean: Array = np.nansum(values, 0) / np.maximum(occurs.sum(0), 1)
+    return mean
 
 
 def mean_overlap(predicted: Array, truth: Array, classes: int, ignored: int = 255) -> float:

@@ -30,6 +30,15 @@ def train_found(
     context = replace(context, seed=int(training["seed"]), deadline=None)
     torch.manual_seed(context.seed)
     network = build_network(info["config"])
+    if info["config"]["network"] == "topology":
+        from ontarget.search.train_task import train_task
+
+        rows = ExampleRows(preprocess, examples)
+        train_task(
+            network, rows, info["kind"], epochs=int(training["epochs"]), batch_size=int(training["batch_size"]),
+            what="training a found network from scratch", context=context,
+        )  # fmt: skip
+        return network.cpu()
     train_on_rows(network, augmented_rows(preprocess, examples, training["augment"], context), training, context)
     return network
 
