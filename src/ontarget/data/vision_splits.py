@@ -63,7 +63,8 @@ def split_tasks(tasks: Sequence[VisionTask], seed: int) -> tuple[Splits, ...]:
                 next_step="add images, or make the tasks' splits agree",
             )  # fmt: skip
         left_out = len(task.images) - len(kept) - len(held) - len(test)
-        found.append(Splits(*(np.array(part, dtype=np.int64) for part in (train, architecture, held, test)), left_out))
+        positions = [np.array(part, dtype=np.int64) for part in (train, architecture, held, test)]
+        found.append(Splits(positions[0], positions[1], positions[2], positions[3], left_out))
     return tuple(found)
 
 

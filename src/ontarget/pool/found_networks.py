@@ -1,8 +1,8 @@
 """Networks that `ontarget search` found, as sources: a folder with network.json, network.safetensors, preprocess/.
 
 The network is a plain one (`parts.mobile_network`, `slim_bert`, `slim_llama`, `resolution_network`); as a source it
-gives its features, and gets a head of the task's own like any other; where it was trained on the task's own rows, it takes part
-with its own head. Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be
+gives its features, and gets a head of the task's own like any other; where it was trained on the task's own rows, it
+takes part with its own head. Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be
 scored.
 """
 
@@ -131,7 +131,8 @@ def _load_topology(locator: str, network: Any, preprocess: Preprocess) -> Loaded
     if network.kind != "classification":
         task = network.kind.replace("heat_map", "detection")
         raise RunError(
-            f"The network in {locator.removeprefix('file:')} is one for {task}, which is no source of fit.", allowed="networks for classification", option="--pool",
+            f"The network in {locator.removeprefix('file:')} is one for {task}, which is no source of fit.",
+            allowed="networks for classification", option="--pool",
             next_step="leave it out; load it with ontarget.pool.found_networks.load_network",
         )  # fmt: skip
     encoder = _Features(network).eval()

@@ -58,8 +58,8 @@ CACHE_MB = 1024.0  # 2 ** 20 bytes
 @dataclass(frozen=True)
 class TasksSearched:
     """networks: one mapping a task, in the order of the file: task, kind, metric, validation and test (value, low, high
-    of a 95% bootstrap interval, images), measured_ms, predicted_ms, limit_ms, macs, code, classes, folder, learnt, left_out
-    (images that the trainings saw, and that no split holds).
+    of a 95% bootstrap interval, images), measured_ms, predicted_ms, limit_ms, macs, code, classes, folder, learnt,
+    left_out (images that the trainings saw, and that no split holds).
 
     curve: of the search, losses of each task. training: task -> loss of each epoch. agreement: of the latency table;
     empty without a limit. seconds: of this process.
