@@ -2,8 +2,8 @@
 
 The network is a plain one (`parts.mobile_network`, `slim_bert`, `slim_llama`, `resolution_network`); as a source it
 gives its features, and gets a head of the task's own like any other; where it was trained on the task's own rows, it
-takes part with its own head. Its weights have seen rows, of which digests are kept: it cannot take part where one of them is to be
-scored.
+takes part with its own head. Its weights have seen rows, of which digests are kept: it cannot take part where one of
+them is to be scored.
 """
 
 from __future__ import annotations
