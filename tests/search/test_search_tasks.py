@@ -31,7 +31,8 @@ from ontarget.search.detection_maps import (
     mean_overlap,
     overlap,
 )
-from ontarget.values import Context
+from ontarget.search.train_found import train_found
+from ontarget.values import Context, Examples
 
 TOML = """image_size = 16
 [[tasks]]
@@ -196,6 +197,11 @@ def test_a_search_through_the_command_line_is_resumed_and_its_networks_rebuilt(f
         module.search_tasks(folder / "tasks.toml", output=out, **{**CALL, "steps": 4})
     classifier = load_source(resolve(f"file:{out / 'networks' / 'side'}"))
     assert classifier.encoder(torch.zeros(2, 1, 16, 16)).shape == (2, classifier.dim)
+    network, preprocess, info = load_network(out / "networks" / "side")
+    learnt = split_tasks(tasks, 0)[0].learnt
+    rows = Examples([tasks[0].images[at] for at in learnt], np.array(tasks[0].targets)[learnt], learnt)
+    anew = train_found(info, preprocess, rows).state_dict()  # as a fit trains its winner again
+    assert all(torch.equal(anew[name], value) for name, value in network.state_dict().items())
     with pytest.raises(RunError, match="one for detection, which is no source of fit"):
         load_source(resolve(f"file:{out / 'networks' / 'boxes'}"))
 
