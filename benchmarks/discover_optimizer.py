@@ -19,6 +19,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="Seeds that run at the same time, one core each")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.jobs > 1:  # finished seeds are read back below
+        context = get_context("spawn")
+        with ProcessPoolExecutor(options.jobs, context, torch.set_num_threads, (1,)) as executor:
+            list(executor.map(one_seed, range(options.seeds), [options.work] * options.seeds))
     rows = []
     for seed in range(options.seeds):
         rows.append(one_seed(seed, options.work))

@@ -1,6 +1,6 @@
 """How well does each transferability score rank ten backbones by their fine-tuned accuracy?
 
-    OMP_NUM_THREADS=1 python benchmarks/score_agreement.py --work WORK [--seeds 3] [--jobs 2]
+    OMP_NUM_THREADS=1 python benchmarks/score_agreement.py --work WORK [--seeds 3] [--jobs 2] [--device cuda]
 
 Pool and truth are those of claims/20_tmi.py: EfficientNet-Lite0, 1, 2, each cut at three depths, and a random one;
 500 training images at 64 x 64, full fine-tuning for 60 steps, 1,000 test images. Two sets of targets: on those of that
@@ -10,7 +10,8 @@ decides in `rank` is chosen; on four others (CIFAR-10, emoji of two vendors, 8 x
 Measure: weighted Kendall tau of score and accuracy over the nine pretrained backbones, mean over targets and seeds, and
 over all ten. Intervals: 1,000 bootstrap draws of the training rows, by which every score moves, and of the test rows,
 by which the truth moves, the same rows for all backbones; they hold the fine-tuning of a seed fixed. Classes of fewer
-than four training rows are left out of the scores. Finished trainings are kept in WORK. About an hour a seed.
+than four training rows are left out of the scores. Finished trainings are kept in WORK, so that they may be done on a
+machine with a GPU (--train-only) and scored elsewhere. About an hour a seed on two cores.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ontarget.device import describe
 from ontarget.plan.run_folder import write_atomic
 from ontarget.values import Array, Context, Examples
 from record import record
@@ -67,7 +69,7 @@ def title(locator: str, stages: int) -> str:
     return locator if stages == 7 else f"{locator} cut at {stages}"
 
 
-def correct_rows(loaded: Any, target: tuple[Any, ...]) -> Array:
+def correct_rows(loaded: Any, target: tuple[Any, ...], device: str) -> Array:
     """(test rows,) bool: right after fine-tuning, as in the claim."""
     from ontarget.adapt.predict import predict_scores
     from ontarget.adapt.tune.finetune import finetune
@@ -77,26 +79,24 @@ def correct_rows(loaded: Any, target: tuple[Any, ...]) -> Array:
     tuned = finetune(
         loaded, train, None, outputs=int(labels.max()) + 1, kind="classification", metric="accuracy",
         total_epochs=round(claim.STEPS * claim.BATCH / len(labels)), batch_size=claim.BATCH, learning_rate=1e-3,
-        probe=False, context=Context(),
+        probe=False, mixed_precision="off", context=Context(device=device),
     )  # fmt: skip
-    found: Array = predict_scores(tuned.network, loaded.preprocess, list(test_images), context=Context()).argmax(1)
+    context = Context(device=device)
+    found: Array = predict_scores(tuned.network, loaded.preprocess, list(test_images), context=context).argmax(1)
     right: Array = found == test_labels
     return right
 
 
-def cell(work: Path, name: str, seed: int, source: tuple[str, int]) -> Path:
-    """One source on one reported target: features and what the fine-tuned network gets right, on disk."""
+def cell(work: Path, name: str, seed: int, source: tuple[str, int], device: str) -> Path:
+    """One source on one reported target: what the fine-tuned network gets right, and where it was trained, on disk."""
     import torch
-
-    from ontarget.pool.features import extract
 
     torch.set_num_threads(1)
     path = work / f"{name} {seed} {title(*source).replace('/', '-').replace(':', '-')}.npz"
     if not path.exists():
-        target = reported(seed)[name]
-        loaded = claim.cut_source(*source)
-        features = extract(loaded, list(target[0]), context=Context())
-        np.savez(path.with_suffix(".tmp.npz"), features=features, right=correct_rows(loaded, target))
+        right = correct_rows(claim.cut_source(*source), reported(seed)[name], device)
+        trained_on = torch.cuda.get_device_name(device) if device.startswith("cuda") else describe()["cpu"]
+        np.savez(path.with_suffix(".tmp.npz"), right=right, trained_on=np.array(trained_on))
         path.with_suffix(".tmp.npz").rename(path)
     return path
 
@@ -174,32 +174,41 @@ def draws_of(found: dict[str, Any], labels: Array, seed: int) -> dict[str, Array
 
 
 def main() -> None:
+    from ontarget.pool.features import extract
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="Where fine-tuning runs: cpu, cuda")
+    parser.add_argument("--train-only", action="store_true", help="Stop after the trainings")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     sources = claim.pool()
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as executor:
         futures = [
-            executor.submit(cell, options.work, name, seed, source)
+            executor.submit(cell, options.work, name, seed, source, options.device)
             for seed in range(options.seeds) for name in REPORTED for source in sources
         ]  # fmt: skip
         for done, future in enumerate(as_completed(futures), 1):
             print(f"{done} of {len(futures)}: {future.result().name}", flush=True)
+    if options.train_only:
+        return
     stored = options.work / "chosen.json"
     if not stored.exists():
         write_atomic(stored, json.dumps(chosen_score()).encode())
     chosen_on = json.loads(stored.read_text())
-    rows, draws = [], {}
+    rows, draws, machines = [], {}, set()
     for seed in range(options.seeds):
         targets = reported(seed)
         for name in REPORTED:
             found = {}
             for source in sources:
-                with np.load(cell(options.work, name, seed, source), allow_pickle=False) as arrays:
-                    found[title(*source)] = arrays["features"], arrays["right"]
+                with np.load(cell(options.work, name, seed, source, options.device), allow_pickle=False) as arrays:
+                    right = arrays["right"]
+                    machines.add(str(arrays["trained_on"]))
+                features = extract(claim.cut_source(*source), list(targets[name][0]), context=Context())
+                found[title(*source)] = features, right
             labels = targets[name][1].astype(np.int64)
             nine = {source: entry for source, entry in found.items() if not source.startswith("control:")}
             draws[seed, name] = draws_of(nine, labels, seed)
@@ -225,7 +234,8 @@ def main() -> None:
     record(
         "score_agreement",
         headline=f"chosen on other targets: {best}; weighted Kendall tau on four targets: {said}",
-        best_on_others=best, table=table, rows=rows, pool=[title(*source) for source in sources],
+        best_on_others=best, table=table, rows=rows, trained_on=sorted(machines),
+        pool=[title(*source) for source in sources],
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ Pool = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of splits, training and search")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of training and of the deployed model; all cores")]
-Device = Annotated[str, typer.Option(help="Where training runs: cpu, cuda")]
+Device = Annotated[str | None, typer.Option(help="Where training runs: cpu, cuda; the CPU if left out")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars")]
 
 
@@ -94,7 +94,7 @@ def fit(
     max_length: Annotated[int | None, typer.Option(help="Longest input of the deployed model, tokens")] = None,
     seed: Seed = 0,
     threads: Threads = None,
-    device: Device = "cpu",
+    device: Device = None,
     executor: Annotated[str, typer.Option(help="local, or ray for a cluster")] = "local",
     ray_address: Annotated[str | None, typer.Option(help="Address of a running Ray cluster, e.g. auto")] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL; SQLite in the run folder")] = None,
@@ -169,6 +169,7 @@ def rank(
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -180,7 +181,7 @@ def rank(
     from ontarget.select.rank_sources import rank as rank_pool
 
     fields = _given(input=input, target=target, modality=modality, kind=kind, split=split, group=group,
-                    max_length=max_length, seed=seed)  # fmt: skip
+                    max_length=max_length, seed=seed, device=device)  # fmt: skip
     with console_progress(quiet) as progress:
         ranking = rank_pool(
             data, pool, more_scores=tuple(more_scores or ()), threads=threads, progress=progress, **fields
@@ -216,6 +217,7 @@ def labels(
     validation: Validation = None,
     pool: Pool = None,
     seed: Seed = 0,
+    device: Device = None,
     quiet: Quiet = False,
 ) -> None:
     """Which label next: what 10, 100, 1,000 more labels would bring, and which labels a person should check again.
@@ -230,7 +232,7 @@ def labels(
     from ontarget.values import Context
 
     fields = _given(input=input, target=target, modality=modality, kind=kind, metric=metric, split=split, group=group,
-                    validation=validation, seed=seed)  # fmt: skip
+                    validation=validation, seed=seed, device=device)  # fmt: skip
     with console_progress(quiet) as progress:
         found = next_labels(data, pool, count=count, output=output, context=Context(progress=progress), **fields)
     print_next_labels(found, output)

@@ -66,6 +66,26 @@ def _version(name: str) -> str:
         return ""
 
 
+def check_training_device(name: str) -> None:
+    """Raises SettingError, before any work, where torch cannot train on ``name``: "cpu", "cuda", "cuda:1", "mps"."""
+    import torch
+
+    from ontarget.errors import SettingError
+
+    allowed = ["cpu"]
+    if torch.cuda.is_available():
+        allowed += ["cuda", *(f"cuda:{at}" for at in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        allowed.append("mps")
+    if name not in allowed:
+        built = torch.version.cuda or torch.backends.mps.is_built()
+        missing = "no accelerator is found here" if built else "this build of torch has no support for accelerators"
+        raise SettingError(
+            f"Training cannot run on '{name}'.", allowed=", ".join(allowed), option="--device",
+            next_step=f"leave it out to train on the CPU ({missing})" if allowed == ["cpu"] else "take one of these",
+        )  # fmt: skip
+
+
 def _accelerator() -> str:
     if "torch" not in sys.modules:
         return ""

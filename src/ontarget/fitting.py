@@ -54,7 +54,7 @@ def fit(
     *,
     pool: Sequence[str] | str | None = None,
     limits: Any = None,
-    device: str = "cpu",
+    device: str | None = None,
     run: Path | str | None = None,
     executor: str = "local",
     ray_address: str | None = None,
@@ -69,14 +69,17 @@ def fit(
     data: a `Task`, a ``task.toml``, or anything `Task.data` takes, with the fields of `Task` and `Limits` as
         keywords: ``fit("reviews.csv", input="text", target="label", latency_ms=5, budget_s=600)``.
     pool: locators of sources; the installed zoo of the task's modality by default.
-    device: where training runs ("cpu", "cuda"). The bundle is measured on this machine's CPU.
+    device: where training runs ("cpu", "cuda"); a ``task.toml``'s own, or the CPU, by default. The bundle is
+        measured on this machine's CPU.
     run: folder of the run; ``runs/<name>-<n>`` by default. A folder that holds the same request is resumed.
     executor: "local" or "ray" (with ``ray_address`` for a running cluster). storage: Optuna storage URL.
     search: share of the budget, up to 0.9, for a search of networks on this device; they are further candidates.
     progress: called with (done, total, what).
     Raises DataError, SettingError, MissingExtra before any work; LimitError where nothing fits; RunError.
     """
-    given = {"device": device, **fields}
+    given = dict(fields)
+    if device:
+        given["device"] = device
     if pool:
         given["pool"] = pool
     if threads:
@@ -94,6 +97,10 @@ def fit(
     if not known.exists():
         from ontarget.data import load
         from ontarget.data.snapshot import storable
+        from ontarget.device import check_training_device
+
+        if executor == "local":  # a cluster's nodes have accelerators of their own
+            check_training_device(request.device)
 
         loaded = load(request.task)  # every check of the data comes before the folder is made
         if request.search:

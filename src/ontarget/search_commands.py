@@ -111,6 +111,7 @@ def search(
     runtime: Runtime = "onnxruntime",
     precision: Precision = "float32",
     threads: Threads = None,
+    device: Annotated[str, typer.Option(help="Where training runs: cpu, cuda; latency is the CPU's")] = "cpu",
     batch_size: BatchSize = 1,
     max_length: Annotated[int | None, typer.Option(help="Longest input, tokens")] = None,
     metric: Annotated[str | None, typer.Option(help="accuracy, balanced_accuracy, macro_f1")] = None,
@@ -144,7 +145,7 @@ def search(
             image_size=image_size, table=table, any_device=any_device, runtime=runtime, precision=precision,  # type: ignore[arg-type]
             threads=threads, augment=augment, optimizer=optimizer,
             warm_start=warm_start or (), store=store, whole_space=whole_space,
-            context=Context(seed=seed, progress=progress), **fields,
+            context=Context(seed=seed, device=device, progress=progress), **fields,
         )  # fmt: skip
     if as_json:
         from dataclasses import asdict

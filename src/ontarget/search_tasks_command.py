@@ -21,6 +21,7 @@ def search_tasks(
     epochs: Annotated[int | None, typer.Option(help="Epochs of each network's training; by the budget", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Images of a task in a step", min=2)] = 32,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the networks; all cores", min=1)] = None,
+    device: Annotated[str, typer.Option(help="Where training runs: cpu, cuda; latency is the CPU's")] = "cpu",
     cache_mb: Annotated[
         float, typer.Option(help="Memory for images, MiB; what is beyond is read again each time", min=0)
     ] = 1024,
@@ -72,7 +73,8 @@ def search_tasks(
     with console_progress(quiet) as progress:
         found = search(
             tasks, output=output, latency_ms=latency_ms, budget_s=seconds(budget), steps=steps, epochs=epochs,
-            batch_size=batch_size, threads=threads, cache_mb=cache_mb, context=Context(seed=seed, progress=progress),
+            batch_size=batch_size, threads=threads, cache_mb=cache_mb,
+            context=Context(seed=seed, device=device, progress=progress),
         )  # fmt: skip
     if as_json:
         typer.echo(to_json(asdict(found)).decode())

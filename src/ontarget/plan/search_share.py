@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ def search_share(folder: Path, request: Request, data: TargetData, context: Cont
             with_preprocessing=True,
             budget_s=request.search * request.limits.budget_s,
             threads=request.threads or None,
-            context=replace(context, device="cpu"),
+            context=context,
         )
     except LimitError as error:
         return {"networks": [], "reason": str(error), "space": "", "evaluated": 0}

@@ -32,7 +32,7 @@ def extract(
     Texts are encoded shortest first, so that little padding is computed; image networks run with their BatchNorms
     folded. Raises InputError naming the row.
     """
-    encoder = loaded.encoder.to(context.device).eval()
+    encoder = loaded.encoder.to(context.device).eval()  # back on the CPU at the end, where others expect it
     order = np.arange(len(inputs))
     if loaded.preprocess.kind == "tokens":
         order = np.argsort([_length(text) for text in inputs], kind="stable")
@@ -51,6 +51,7 @@ def extract(
             features[rows] = encoder(*tensors).float().cpu().numpy()
             if context.progress:
                 context.progress(min(start + batch_size, len(inputs)), len(inputs), f"features of {loaded.locator}")
+    loaded.encoder.cpu()
     return features
 
 

@@ -110,14 +110,16 @@ def search_networks(
         store's folder, read and written (`population_store`). Their fronts start the search too, and choices that
         their visited networks hardly make are left out of the space, unless ``whole_space``. loaded: the task's rows,
         where they were read already. with_preprocessing: the limit is one of preprocessing and network together, as a
-        bundle's is.
+        bundle's is. ``context.device``: where networks are trained and scored; latency is the CPU's in any case.
     Raises DataError for tasks that cannot be searched, LimitError with the fastest latency where the limit cannot be
     reached, before anything is trained; RunError for a folder of another search, or a store that cannot be used.
     """
     from ontarget.data import load
+    from ontarget.device import check_training_device
     from ontarget.task import load_task
 
     begun = time.monotonic()
+    check_training_device(context.device)
     folder = RunFolder(output)
     earlier = Earlier(
         tuple(map(tuple, start)), tuple(map(Path, warm_start)), PopulationStore(store) if store else None, whole_space
@@ -495,6 +497,7 @@ class _ImageSearch:
             epochs=max(2, epochs - warm), warm_up_epochs=warm, batch_size=self.search_batch,
             architecture_rate=6e-3, strength=(1.0, 0.6), checkpoint=checkpoint, context=context,
         )  # fmt: skip
+        self.space.cpu()
         return {"codes": [result.code], "history": result.history, "probabilities": result.probabilities}
 
     def score_on(self, rows: int) -> None:
@@ -511,16 +514,20 @@ class _ImageSearch:
         from ontarget.search.rows import batches
         from ontarget.search.space import draw
 
-        generator = np.random.default_rng(0)
+        generator, device = np.random.default_rng(0), self.context.device
         steps = max(1, len(self.weight_rows) // self.search_batch)
+        self.space.to(device)
         begun, done = time.monotonic(), 0
         for images, labels in batches(self.weight_rows, self.search_batch, seed=0, epoch=0):
-            loss = torch.nn.functional.cross_entropy(self.space(images, draw(self.space, generator)), labels)
-            torch.autograd.grad(loss, [self.space.head.linear.weight])
+            scores = self.space(images.to(device), draw(self.space, generator))
+            loss = torch.nn.functional.cross_entropy(scores, labels.to(device))
+            (gradient,) = torch.autograd.grad(loss, [self.space.head.linear.weight])
+            gradient.sum().item()  # an accelerator has done its work when the clock is read
             done += 1
             if done >= 8:
                 break
         epoch_s = (time.monotonic() - begun) / done * steps
+        self.space.cpu()
         # A search step costs about as much as all candidates of a path together, every fifth step.
         return int(np.clip(seconds / (2.5 * epoch_s), 3, 160))
 
@@ -534,10 +541,11 @@ class _ImageSearch:
         from ontarget.adapt.metric import metric_value
         from ontarget.search.retrain import recalibrate, scores
 
-        network = self.space.slice(code)
-        recalibrate(network, self.calibration)
+        device = self.context.device
+        network = self.space.slice(code).to(device)
+        recalibrate(network, self.calibration, device=device)
         targets = self.data.validation.targets[self.sample.positions.numpy()]
-        return metric_value(self.data.metric, scores(network, self.sample), targets)
+        return metric_value(self.data.metric, scores(network, self.sample, device=device), targets)
 
     def seconds_of_one(self) -> float:
         from ontarget.search.space import draw
@@ -551,9 +559,10 @@ class _ImageSearch:
         from ontarget.pool.found_networks import build_network
 
         network, few = build_network(self.space.config(code)), _Few(self.final_rows, 8 * self.batch)
-        self._train(network, _Few(self.final_rows, 2 * self.batch), 1, Context())  # warm-up
+        plain = Context(device=self.context.device)
+        self._train(network, _Few(self.final_rows, 2 * self.batch), 1, plain)  # warm-up
         begun = time.monotonic()
-        self._train(network, few, 1, Context())
+        self._train(network, few, 1, plain)
         return LEAST_EPOCHS * (time.monotonic() - begun) * len(self.final_rows) / len(few)
 
     def _train(self, network: Any, rows: Any, epochs: int, context: Context) -> None:
@@ -582,7 +591,7 @@ class _ImageSearch:
         begun = time.monotonic()
         self._train(network, self.final_rows, epochs, replace(context, deadline=None))
         training = {**self._training(epochs), "seconds": time.monotonic() - begun, "seed": context.seed}
-        found = scores(network, self.validation)
+        found = scores(network.cpu(), self.validation)
         _store(self, network, config, folder, code, metric_value(self.data.metric, found, self.data.validation.targets),
                training=training)  # fmt: skip
 
@@ -625,11 +634,12 @@ class _TextSearch:
         from ontarget.search.instatune import fit_head, instatune, sort_by_importance
 
         few = _drawn(self.train_rows, self._importance_rows(context), 0)
-        fit_head(self.space, few)
-        sort_by_importance(self.space, few)
+        fit_head(self.space, few, device=context.device)
+        sort_by_importance(self.space, few, device=context.device)
         result = instatune(
             self.space, self.train_rows, epochs=epochs, batch_size=TEXT_BATCH, checkpoint=checkpoint, context=context
         )
+        self.space.cpu()
         return {"codes": [self.space.largest], "history": result.history, "steps": result.steps}
 
     def _importance_rows(self, context: Context) -> int:
@@ -637,9 +647,11 @@ class _TextSearch:
         if context.deadline is None:
             return IMPORTANCE_ROWS
         ids, mask, _ = _drawn(self.train_rows, TEXT_BATCH, 0)[torch.arange(min(TEXT_BATCH, len(self.train_rows)))]
+        device = context.device
+        self.space.to(device)
         begun = time.monotonic()
         with torch.inference_mode():
-            self.space(ids, mask, self.space.largest)
+            self.space(ids.to(device), mask.to(device), self.space.largest).sum().item()
         # A row is passed forward for the head, and forward and backward for the importance.
         row_s = 4 * (time.monotonic() - begun) / len(ids)
         left = IMPORTANCE_SHARE * max(0.0, context.deadline - time.monotonic())
@@ -651,18 +663,23 @@ class _TextSearch:
         from ontarget.search.rows import batches
         from ontarget.search.space import draw
 
-        generator = np.random.default_rng(0)
+        generator, device = np.random.default_rng(0), self.context.device
+        self.space.to(device)
         steps, weights = max(1, len(self.train_rows) // TEXT_BATCH), list(trained_weights(self.space).values())
         begun, done = time.monotonic(), 0
-        for ids, mask, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
+        for *inputs, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
+            ids, mask, labels = (value.to(device) for value in (*inputs, labels))
             codes = (self.space.largest, draw(self.space, generator))
             for code in codes:
                 loss = torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels)
-                torch.autograd.grad(loss, weights, allow_unused=True)
+                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+                gradients[-1].sum().item()  # an accelerator has done its work when the clock is read
             done += 1
             if done >= 3:
                 break
-        return int(np.clip(seconds / (1.15 * (time.monotonic() - begun) / done * steps), 1, 8))
+        step_s = (time.monotonic() - begun) / done
+        self.space.cpu()
+        return int(np.clip(seconds / (1.15 * step_s * steps), 1, 8))
 
     def save(self, path: Path) -> None:
         _save_weights(self.space, path)
@@ -674,7 +691,8 @@ class _TextSearch:
         from ontarget.adapt.metric import metric_value
 
         targets = self.data.validation.targets[self.sample.positions.numpy()]
-        return metric_value(self.data.metric, token_scores(self.space.slice(code), self.sample), targets)
+        network, device = self.space.slice(code), self.context.device
+        return metric_value(self.data.metric, token_scores(network.to(device), self.sample, device=device), targets)
 
     def seconds_of_one(self) -> float:
         begun = time.monotonic()
@@ -689,7 +707,8 @@ class _TextSearch:
         from ontarget.adapt.metric import metric_value
 
         network = self.space.slice(code).eval()
-        found = token_scores(network, self.validation)
+        found = token_scores(network.to(context.device), self.validation, device=context.device)
+        network.cpu()
         _store(self, network, self.space.config(code), folder, code,
                metric_value(self.data.metric, found, self.data.validation.targets), length=self.length)  # fmt: skip
 
@@ -717,7 +736,7 @@ class _Few:
         return self.rows[positions]
 
 
-def token_scores(network: Any, rows: Any, batch_size: int = 64) -> Any:
+def token_scores(network: Any, rows: Any, batch_size: int = 64, *, device: str = "cpu") -> Any:
     """Scores (N, C) of token rows in their order; batches go by length, so that little is padding."""
     network.eval()
     positions = getattr(rows, "positions", torch.arange(len(rows)))
@@ -727,7 +746,7 @@ def token_scores(network: Any, rows: Any, batch_size: int = 64) -> Any:
     with torch.inference_mode():
         for at in range(0, len(order), batch_size):
             ids, mask, _ = rows[torch.from_numpy(order[at : at + batch_size])]
-            parts.append(network(ids, mask))
+            parts.append(network(ids.to(device), mask.to(device)).float().cpu())
     return torch.cat(parts).numpy()[np.argsort(order, kind="stable")]
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ontarget.data.vision_splits import Splits, split_tasks
 from ontarget.data.vision_tasks import VisionTask, VisionTasks, read_vision_tasks
+from ontarget.device import check_training_device
 from ontarget.errors import LimitError, RunError, SettingError
 from ontarget.latency_table import LatencyTable, Setting
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
@@ -112,6 +113,7 @@ def search_tasks(
             allowed="1, 1, 2 or more, above 0, 0 or more",
             option="--steps, --epochs, --batch-size, --budget, --cache-mb",
         )  # fmt: skip
+    check_training_device(context.device)
     asked = read_vision_tasks(toml)
     parts = split_tasks(asked.tasks, context.seed)
     setting = Setting("onnxruntime", threads or os.cpu_count() or 1)
@@ -266,6 +268,7 @@ class _Work:
             self.network, steps, cost=cost, limit=limits or None, checkpoint=state, context=self.context
         )
         state.unlink(missing_ok=True)
+        self.network.cpu()
         return {"ranked": found.ranked, "probabilities": found.probabilities, "curve": found.curve}
 
     def chosen(self, ranked: Mapping[str, Any]) -> dict[str, Any]:

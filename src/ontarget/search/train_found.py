@@ -40,7 +40,7 @@ def train_found(
         )  # fmt: skip
         return network.cpu()
     train_on_rows(network, augmented_rows(preprocess, examples, training["augment"], context), training, context)
-    return network
+    return network.cpu()
 
 
 def augmented_rows(preprocess: Preprocess, examples: Examples, augment: str, context: Context) -> ExampleRows:

@@ -28,7 +28,7 @@ def load_state(path: Path | None, generator: np.random.Generator) -> dict[str, A
     if path is None or not path.exists():
         return None
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
         generator.bit_generator.state = json.loads(state.pop("generator"))
         torch.set_rng_state(state.pop("torch_generator"))
     except Exception as error:  # pickle, zip and torch raise a dozen kinds for damaged files

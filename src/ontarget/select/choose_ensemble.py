@@ -107,6 +107,7 @@ def ensemble(
     Raises DataError: a regression, too few sources; SettingError, MissingExtra as `ontarget.rank`.
     """
     from ontarget.data import load as load_data
+    from ontarget.device import check_training_device
     from ontarget.pool import candidates, load, resolve
     from ontarget.pool.features import cached_features
     from ontarget.select.rank_sources import ranking_rows
@@ -116,7 +117,8 @@ def ensemble(
     data = load_data(request.task)
     if data.kind != "classification":
         raise DataError("Ensembles are chosen for classifications.", option="--ensemble")
-    context = Context(request.task.seed, progress=progress)
+    check_training_device(request.device)
+    context = Context(request.task.seed, request.device, progress)
     chosen = ranking_rows(data, seed=context.seed)
     rows = data.train.take(chosen)
     features = {}

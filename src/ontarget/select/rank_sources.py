@@ -90,37 +90,47 @@ def rank(
 
     task: a Task, a ``task.toml``, or data with the fields of `Task` as keywords. pool: locators; the installed zoo
     of the task's modality by default. more_scores: of `ontarget.select.ranking.ON_REQUEST`, beside the usual ones.
+    ``device="cuda"`` computes features there.
     Raises DataError, SettingError, MissingExtra.
     """
     from ontarget.data import load as load_data
+    from ontarget.device import check_training_device
     from ontarget.pool import candidates
     from ontarget.task import load_task
 
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
+    check_training_device(request.device)
     data = load_data(request.task)
     locators = candidates(request.pool or (), data.modality, columns=data.columns)
     key = _ranking_key(locators, data, request.task.max_length, more_scores)
     if key is None:
-        return _rank_now(locators, data, request.task, more_scores, threads, progress)
+        return _rank_now(locators, data, request.task, more_scores, threads, request.device, progress)
 
     from dataclasses import asdict
 
     from ontarget.pool.cache import cached_json
 
     stored, _ = cached_json(
-        key, lambda: asdict(_rank_now(locators, data, request.task, more_scores, threads, progress)), room="rankings"
-    )
+        key, lambda: asdict(_rank_now(locators, data, request.task, more_scores, threads, request.device, progress)),
+        room="rankings",
+    )  # fmt: skip
     return Ranking(stored["decided_by"], tuple(_as_ranked(entry) for entry in stored["entries"]))
 
 
 def _rank_now(
-    locators: Sequence[str], data: TargetData, task: Any, more_scores: Sequence[str], threads: int | None, progress: Any
+    locators: Sequence[str],
+    data: TargetData,
+    task: Any,
+    more_scores: Sequence[str],
+    threads: int | None,
+    device: str,
+    progress: Any,
 ) -> Ranking:
     if threads:
         import torch
 
         torch.set_num_threads(threads)
-    context = Context(seed=task.seed, progress=progress)
+    context = Context(seed=task.seed, device=device, progress=progress)
     return rank_sources(locators, data, max_length=task.max_length, more_scores=more_scores, context=context)[0]
 
 

@@ -72,7 +72,7 @@ def estimate(
         for value, old in zip(network.buffers(), before, strict=True):
             value.copy_(old)
     remove_lora(network)
-    network.eval().requires_grad_(True)
+    network.cpu().eval().requires_grad_(True)
     per_unit = sum(times[1:]) / float(sizes[usual].sum())
     epoch_s = per_unit * float(sizes.sum()) * len(train) / len(rows)
     return (1 + SCORING_COST * validation_rows / len(train)) * epoch_s * epochs, memory_mb
