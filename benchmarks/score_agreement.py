@@ -234,6 +234,7 @@ def main() -> None:
     record(
         "score_agreement",
         headline=f"chosen on other targets: {best}; weighted Kendall tau on four targets: {said}",
+        command="OMP_NUM_THREADS=1 python benchmarks/score_agreement.py --work WORK --device cuda",
         best_on_others=best, table=table, rows=rows, trained_on=sorted(machines),
         pool=[title(*source) for source in sources],
     )  # fmt: skip

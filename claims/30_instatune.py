@@ -79,7 +79,7 @@ def ordinary(space: Any, rows: Any, epochs: int, seed: int) -> None:
 
     torch.manual_seed(seed)
     space.train()
-    optimizer = make_optimizer(space, RATE, 10.0, 0.01)
+    optimizer = make_optimizer(space.network, RATE, 10.0, 0.01)
     total = epochs * -(-len(rows) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(total, 0.1))
     for epoch in range(epochs):

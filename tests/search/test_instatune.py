@@ -25,6 +25,7 @@ from ontarget.search.instatune import (
 )
 from ontarget.search.rows import batches
 from ontarget.search.space import count, draw
+from ontarget.search.tune_slice import tune_slice
 from ontarget.values import Context
 
 CONFIG: dict[str, Any] = {
@@ -140,7 +141,7 @@ def test_a_step_is_one_of_the_whole_loss(gamma: float) -> None:
         return teacher(ids, mask, teacher.largest)  # type: ignore[no-any-return]
 
     instatune(found, rows, teacher=taught, gamma=gamma, epochs=1, batch_size=16, learning_rate=1e-3, warm_up=1.0)
-    optimizer = make_optimizer(expected.train(), 1e-3, 10.0, 0.01)
+    optimizer = make_optimizer(expected.train().network, 1e-3, 10.0, 0.01)
     ids, mask, labels = next(batches(rows, 16, seed=0, epoch=0))
     code = draw(expected, np.random.default_rng(0))
     full, part = expected(ids, mask, expected.largest), expected(ids, mask, code)
@@ -150,6 +151,31 @@ def test_a_step_is_one_of_the_whole_loss(gamma: float) -> None:
     optimizer.step()
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_a_slice_tuned_by_itself_learns_from_labels_and_teacher_alike() -> None:
+    """One step by hand; with the labels' weight at 0 the teacher's scores alone are learnt, wrong as they may be."""
+    rows, space, teacher = learnable(16), space_of(), space_of(seed=5).eval()
+    code = space.canonical((0,) * len(space.slots))
+    taught = teacher.slice(teacher.largest).eval()
+    found, expected = space.slice(code), space.slice(code)
+    tune_slice(found, rows, teacher=taught, epochs=1, batch_size=16, learning_rate=1e-3, warm_up=1.0)
+    optimizer = make_optimizer(expected.train(), 1e-3, 10.0, 0.01)
+    ids, mask, labels = next(batches(rows, 16, seed=0, epoch=0))
+    scores = expected(ids, mask)
+    wanted = torch.nn.functional.kl_div(scores.log_softmax(1), taught(ids, mask).detach().softmax(1),
+                                        reduction="batchmean")  # fmt: skip
+    loss = 0.3 * torch.nn.functional.cross_entropy(scores, labels) + 0.7 * wanted
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+    optimizer.step()
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    student = space.slice(code)
+    curve = tune_slice(student, rows, teacher=taught, epochs=30, batch_size=16, learning_rate=1e-2, alpha=0.0)
+    assert not student.training and curve[-1] < 0.5 * curve[0]
+    with pytest.raises(SettingError, match="alpha is 2"):
+        tune_slice(student, rows, teacher=taught, epochs=1, alpha=2.0)
 
 
 def test_sorting_keeps_the_full_networks_scores_and_puts_the_most_important_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def test_image_networks_are_found_measured_and_sources(searched: Any, images: An
     assert page.count("<svg") >= 3 and "<script" not in page and "Choices that matter" in page
     assert json.loads((folder / "search.json").read_text())["networks"][0]["code"] == list(best["code"])
     assert "Taken over" not in page  # nothing was asked for
+    assert replace(searched, spent_s=10.9).overrun == ""
+    assert "took 12 s of the 10 s asked for" in replace(searched, spent_s=12.0).overrun
 
 
 def test_a_finished_search_is_not_done_again_and_a_part_goes_on(searched: Any, images: Any) -> None:
@@ -251,6 +254,9 @@ def test_text_slices_are_found_through_the_command_line(kind: str, make: Any, tm
     accuracy = float((scores.argmax(1).numpy() == rows.targets).mean())
     assert accuracy == pytest.approx(result["networks"][0]["quality"])
     assert len(info["config"]["layers"]) in (2, 3)
+    tuned = [json.loads((Path(row["folder"]) / "network.json").read_text()).get("tuning") for row in result["networks"]]
+    for row, entry in zip(result["networks"], tuned, strict=True):  # the full network is not tuned again
+        assert entry is None or row["quality"] == pytest.approx(max(entry["before"], entry["after"]))
     loaded = load(resolve(f"file:{tmp_path / 'one' / 'found' / '1'}"))
     assert loaded.dim == 32 and loaded.preprocess.kind == "tokens"
 

@@ -238,6 +238,8 @@ def print_search(found: Any) -> None:
             describe(row["config"]),
         )  # fmt: skip
     console.print(rows)
+    if found.overrun:
+        console.print(found.overrun, style="yellow", markup=False, highlight=False)
     console.print(f"Page: {found.folder}/search.html\nNext: ontarget fit DATA --pool {found.networks[0]['locator']}")
 
 

@@ -29,7 +29,7 @@ def write_search_page(path: Path, found: Searched, training: Sequence[Mapping[st
         ("latency of the space", f"{found.fastest_ms:.3g} to {found.slowest_ms:.3g} ms"),
         ("limit", "none" if found.limit_ms is None else f"{found.limit_ms:g} ms"),
         ("how it runs", ", ".join(f"{name} {value}" for name, value in found.setting.items())),
-        ("seconds", f"{found.seconds:.0f}"),
+        ("seconds", f"{found.spent_s:.0f} of {found.budget_s:.0f}"),
     ]  # fmt: skip
     rows = "".join(f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in facts)
     networks = "".join(

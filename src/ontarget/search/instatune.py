@@ -80,7 +80,7 @@ def instatune(
     torch.manual_seed(context.seed)
     generator = np.random.default_rng(context.seed)
     space.to(context.device).train()
-    optimizer = make_optimizer(space, learning_rate, head_factor, weight_decay)
+    optimizer = make_optimizer(space.network, learning_rate, head_factor, weight_decay)
     per_epoch = len(train) // batch_size + (len(train) % batch_size > 1)
     total = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, linear_schedule(total, warm_up))
@@ -184,18 +184,18 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     )  # fmt: skip
 
 
-def trained_weights(space: ElasticTransformer) -> dict[str, Tensor]:
+def trained_weights(network: Any) -> dict[str, Tensor]:
     """Name -> weight of all that training changes. Word vectors are frozen here: they get no gradient (choice)."""
-    space.network.embeddings.words.weight.requires_grad_(False)
-    return {name: weight for name, weight in space.network.named_parameters() if weight.requires_grad}
+    network.embeddings.words.weight.requires_grad_(False)
+    return {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
 
 
 def make_optimizer(
-    space: ElasticTransformer, learning_rate: float, head_factor: float, weight_decay: float
+    network: Any, learning_rate: float, head_factor: float, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and positions are not decayed, word vectors stay as they are."""
+    """AdamW for a plain encoder; biases, norms and positions are not decayed, word vectors stay as they are."""
     groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, weight in trained_weights(space).items():
+    for name, weight in trained_weights(network).items():
         decayed = weight.ndim > 1 and "positions" not in name
         groups.setdefault((name.startswith("head."), decayed), []).append(weight)
     return torch.optim.AdamW(

@@ -43,6 +43,7 @@ LEAST_EVALUATIONS = 60  # of the search of the front (choice)
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60  # of a network that is trained from scratch (choice)
 IMPORTANCE_ROWS = 512  # training rows that the importance of heads and neurons is told from, at most (choice)
 LEAST_IMPORTANCE_ROWS = 96  # and at least, where a pass is slow (choice)
+MOST_TUNING_EPOCHS = 4  # of a slice by itself (choice)
 IMPORTANCE_SHARE = 0.25  # of the super-network's time that this may take (choice)
 TEXT_BATCH = 32  # rows of a step of InstaTune (choice)
 FINALISTS = 4  # networks that are returned (choice)
@@ -56,7 +57,7 @@ class Searched:
 
     front, evaluated: of the super-network, predicted; importance: of the choices for quality. agreement: of the table.
     taken_over: from earlier searches, and what choices were dropped (`take_over.TakenOver`). fastest_ms, slowest_ms: of
-    the space that was searched.
+    the space that was searched. seconds: of this process; spent_s: of all that worked on the folder.
     """
 
     folder: str
@@ -73,6 +74,19 @@ class Searched:
     slowest_ms: float
     seconds: float
     taken_over: Mapping[str, Any] = field(default_factory=dict)
+    spent_s: float = 0.0
+    budget_s: float = 0.0
+
+    @property
+    def overrun(self) -> str:
+        """What to do about a search that took a tenth longer than its budget; empty where it did not."""
+        if self.spent_s <= 1.1 * self.budget_s:
+            return ""
+        return (
+            f"The search took {self.spent_s:.0f} s of the {self.budget_s:.0f} s asked for: the latency table, a first "
+            "population and the first network are finished in any case. Give it more time (--budget), or a table of "
+            "this device (--table)."
+        )
 
 
 def search_networks(
@@ -312,7 +326,8 @@ def _searched(
         tuple(evaluated["history"]), tuple(importance(searched, _inside(searched, codes), 1 - values[:, 0])),
         {**asdict(table.agreement), "kendall": table.agreement.kendall, "error": table.agreement.median_error},
         asdict(setting), latency_ms, table.predict(space.operators(fastest)),
-        table.predict(space.operators(slowest)), time.monotonic() - begun, taken.to_json(),
+        table.predict(space.operators(slowest)), time.monotonic() - begun, taken.to_json(), clock.elapsed_s(),
+        clock.budget_s,
     )  # fmt: skip
     write_atomic(path / "search.json", to_json(asdict(result)))
     write_search_page(path / "search.html", result, trained.get("history", ()))
@@ -665,7 +680,7 @@ class _TextSearch:
 
         generator, device = np.random.default_rng(0), self.context.device
         self.space.to(device)
-        steps, weights = max(1, len(self.train_rows) // TEXT_BATCH), list(trained_weights(self.space).values())
+        steps, weights = max(1, len(self.train_rows) // TEXT_BATCH), list(trained_weights(self.space.network).values())
         begun, done = time.monotonic(), 0
         for *inputs, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
             ids, mask, labels = (value.to(device) for value in (*inputs, labels))
@@ -703,14 +718,44 @@ class _TextSearch:
         return 0.0
 
     def finish(self, code: Code, folder: Path, context: Context, seconds: float) -> None:
-        """Slice and store."""
+        """Slice, tune the slice by itself where there is time, keep what validation rows like better, and store it."""
+        network = self.space.slice(code).eval()
+        quality, tuning = self._whole_quality(network), {}
+        if code != self.space.canonical(self.space.largest):
+            tuned, epochs = self._tuned(code, context, seconds)
+            after = self._whole_quality(tuned) if epochs else quality
+            tuning = {"tuning": {"epochs": epochs, "before": quality, "after": after}}
+            if after > quality:
+                network, quality = tuned, after
+        _store(self, network.cpu(), self.space.config(code), folder, code, quality, length=self.length, **tuning)
+
+    def _whole_quality(self, network: Any) -> float:
+        """On all validation rows."""
         from ontarget.adapt.metric import metric_value
 
-        network = self.space.slice(code).eval()
-        found = token_scores(network.to(context.device), self.validation, device=context.device)
-        network.cpu()
-        _store(self, network, self.space.config(code), folder, code,
-               metric_value(self.data.metric, found, self.data.validation.targets), length=self.length)  # fmt: skip
+        found = token_scores(network.to(self.context.device), self.validation, device=self.context.device)
+        return metric_value(self.data.metric, found, self.data.validation.targets)
+
+    def _tuned(self, code: Code, context: Context, seconds: float) -> tuple[Any, int]:
+        """The slice tuned by itself, and the epochs that the seconds allowed, from the time of a few steps."""
+        from ontarget.search.tune_slice import tune_slice
+
+        if seconds <= 0:
+            return self.space.slice(code), 0
+        teacher = self.space.slice(self.space.largest).to(context.device).eval()
+        few, plain = _drawn(self.train_rows, 4 * TEXT_BATCH, 0), replace(context, progress=None, deadline=None)
+        for _ in range(2):  # the first is warm-up
+            begun = time.monotonic()
+            trial = self.space.slice(code)
+            tune_slice(trial, few, teacher=teacher, epochs=1, batch_size=TEXT_BATCH, context=plain)
+        epoch_s = (time.monotonic() - begun) * len(self.train_rows) / len(few)
+        left = seconds - 2 * (time.monotonic() - begun)
+        epochs = max(0, int(min(0.85 * left / epoch_s, MOST_TUNING_EPOCHS)))
+        network = self.space.slice(code)
+        if epochs:
+            limited = replace(context, deadline=time.monotonic() + left)
+            tune_slice(network, self.train_rows, teacher=teacher, epochs=epochs, batch_size=TEXT_BATCH, context=limited)
+        return network, epochs
 
 
 _Search = _ImageSearch | _TextSearch
