@@ -169,6 +169,29 @@ def test_onnx_gives_the_same_scores(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_int8_with_calibrated_ranges_keeps_the_scores(tmp_path: Path) -> None:
+    """The causal mask holds minus infinity: a range that includes it leaves nothing of the scores."""
+    import onnxruntime
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from ontarget.compress.export import export_onnx
+    from ontarget.compress.quantize import int8_static
+    from ontarget.runtime.preprocess import Preprocess
+
+    tokenizer = Tokenizer(models.WordLevel({f"w{at}": at for at in range(50)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    preprocess = Preprocess("tokens", {"max_length": 8, "pad_id": 0}, {"tokenizer.json": tokenizer.to_str().encode()})
+    generator = np.random.default_rng(0)
+    texts = [" ".join(f"w{at}" for at in generator.integers(1, 50, 3 + row % 5)) for row in range(24)]
+    space = space_of().eval()
+    path = export_onnx(space.slice(space.largest), preprocess, texts, tmp_path / "m.onnx")
+    whole, small = (
+        onnxruntime.InferenceSession(str(form)).run(None, preprocess(texts))[0]
+        for form in (path, int8_static(path, tmp_path / "int8.onnx", preprocess, texts))
+    )
+    assert np.abs(whole - small).max() < 0.1 * np.abs(whole).max()
+
+
 def test_other_models_are_named() -> None:
     from transformers import DistilBertConfig, DistilBertModel
 

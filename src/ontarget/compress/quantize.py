@@ -27,17 +27,23 @@ def int8_dynamic(path: Path, out: Path) -> Path:
 
 
 def int8_static(path: Path, out: Path, preprocess: Preprocess, rows: Sequence[Any]) -> Path:
-    """Weights and activations as int8 with ranges from ``rows``, the task's own; QDQ format, per channel."""
+    """Weights and activations as int8 with ranges from ``rows``, the task's own; QDQ format, per channel.
+
+    Where attention masks its scores with minus infinity no range holds them: there products alone are quantised.
+    """
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     prepared = out.with_suffix(".prepared.onnx")
     with _quiet():
         quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        operators = {node.op_type for node in onnx.load(str(prepared), load_external_data=False).graph.node}
         quantize_static(
             str(prepared), str(out), _Calibration(preprocess, rows), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, reduce_range=_reduce_range(),
             calibrate_method=CalibrationMethod.MinMax,
+            op_types_to_quantize=["MatMul", "Gemm"] if "Softmax" in operators else None,
         )  # fmt: skip
     prepared.unlink()
     return out
