@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ontarget.errors import OnTargetError, SettingError
+from ontarget.merge_command import merge as merge_command
 from ontarget.search_commands import device_app, discover_optimizer
 from ontarget.search_commands import search as search_command
 from ontarget.search_tasks_command import search_tasks as search_tasks_command
@@ -286,6 +287,7 @@ def select_data(
 app.command("search")(search_command)
 app.command("search-tasks")(search_tasks_command)
 app.command("discover-optimizer")(discover_optimizer)
+app.command("merge")(merge_command)
 
 
 @app.command()

@@ -1,0 +1,160 @@
+"""`ontarget merge`: from a plan to a merged model's folder. Every check comes before the first tensor is merged."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ontarget.errors import DataError, SettingError, nearest
+from ontarget.merge import average, breadcrumbs, dare, task_arithmetic, ties
+from ontarget.merge._contract import Rule
+from ontarget.merge.checkpoint import Checkpoint, Weights, check_same_tokenizer
+from ontarget.merge.layer_names import layer_count
+from ontarget.merge.layer_swapping import layer_swapping, share_of_language
+from ontarget.merge.lora_adapter import CONFIG, LoraAdapter
+from ontarget.merge.merge_checkpoints import Ingredient, merge_checkpoints
+from ontarget.merge.mergekit_config import MergePlan, PlannedModel, PlannedSlice, PlannedSource, write_plan
+from ontarget.values import Context
+
+RULES: dict[str, Rule] = {
+    "linear": average.RULE, "task_arithmetic": task_arithmetic.RULE, "ties": ties.RULE, "dare_linear": dare.RULE,
+    "dare_ties": dare.TIES_RULE, "breadcrumbs": breadcrumbs.RULE, "breadcrumbs_ties": breadcrumbs.TIES_RULE,
+}  # fmt: skip
+PLAN = "mergekit_config.yml"
+
+
+def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Context = Context()) -> Path:
+    """Merge by a plan into the new folder ``output``, with config, tokenizer and the plan beside the weights.
+
+    Models are folders, .safetensors files, ``zoo:`` and ``hub:`` locators, each with ``+adapter`` for a LoRA on it, or
+    adapters alone where the plan names their base. Raises DataError, SettingError, RunError before anything is written.
+    """
+    rule = RULES[plan.merge_method]
+    base = open_weights(plan.base_model, None) if plan.base_model else None
+    opened = {locator: open_weights(locator, base) for locator in plan.locators()}
+    if plan.base_model and not rule.needs_base and _mentions(plan, plan.base_model):
+        assert base is not None
+        opened[plan.base_model] = base
+    if not opened:
+        raise SettingError("The plan merges no model.", option="models", next_step="name one or more beside the base")
+    folders = {title: _folder(one) for title, one in opened.items()} | (
+        {plan.base_model: _folder(base)} if plan.base_model and base is not None else {}
+    )
+    check_same_tokenizer(folders)
+    first = base or next(iter(opened.values()))
+    layers = layer_count(first.entries)
+    last = max((part.sources[0].layer_range[1] for part in plan.slices), default=layers)
+    if last != layers:
+        raise SettingError(
+            f"The plan's slices have {last} layers, the models {layers}.", option="layer_range",
+            next_step="a merge here keeps the architecture: name all layers",
+        )  # fmt: skip
+    models = []
+    for locator, weights in opened.items():
+        value = partial(plan.value, locator, layers=layers)
+        if value("weight", next(iter(first.entries))) is None and len(opened) > 1:
+            raise SettingError(f"'{locator}' has no weight in the plan.", option="weight", next_step="give one")
+        own = {name: partial(_setting, value, name) for name in rule.of_model}
+        models.append(Ingredient(weights, partial(_weight, value), own))
+    known = {"weight", "rescale", "int8_mask", *rule.of_model, *rule.of_all}
+    for name in plan.named_parameters():
+        if name not in known:
+            raise SettingError(
+                f"{plan.merge_method} has no parameter '{name}'.", allowed=", ".join(sorted(known)), option=name,
+                next_step=nearest(name, known),
+            )  # fmt: skip
+    shared = {name: told for name in rule.of_all if (told := _shared(plan, name)) is not None}
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
+        plan.out_dtype or plan.dtype or ""
+    )
+    return merge_checkpoints(
+        rule, base if rule.needs_base else None, models, output, settings=shared, dtype=dtype,
+        copy_from=_folder(first), card={PLAN: write_plan(plan), "README.md": _card(plan)}, seed=seed, context=context,
+    )  # fmt: skip
+
+
+def swap_plan(task: str, language: str, layers: int, **sizes: int | None) -> MergePlan:
+    """Layer swapping as a plan that mergekit reads too: runs of layers with equal shares are slices."""
+    shares = layer_swapping(layers, **sizes)
+    slices: list[PlannedSlice] = []
+    start = 0
+    for at in range(1, layers + 1):
+        if at == layers or shares[at] != shares[start]:
+            weights = {language: shares[start], task: 1 - shares[start]}
+            sources = [PlannedSource(model=model, layer_range=(start, at), parameters={"weight": weight})
+                       for model, weight in weights.items()]  # fmt: skip
+            slices.append(PlannedSlice(sources=sources))
+            start = at
+    assert share_of_language("lm_head.weight", shares) == 1.0
+    if shares[0] != 1.0 or shares[-1] != 1.0:
+        raise SettingError("bottom and top are 0.", allowed="1 or more: embeddings and head go with these layers")
+    return MergePlan(merge_method="linear", slices=slices)
+
+
+def open_weights(locator: str, base: Weights | None) -> Weights:
+    """Raises DataError, SettingError."""
+    whole, _, adapter = locator.partition("+") if not Path(locator).exists() else (locator, "", "")
+    folder = local_folder(whole)
+    if (folder / CONFIG).exists():
+        if base is None:
+            raise SettingError(f"'{locator}' is an adapter.", option="--base", next_step="name its base")
+        return LoraAdapter(folder).on(base)
+    weights: Weights = Checkpoint(folder, whole)
+    return LoraAdapter(local_folder(adapter)).on(weights) if adapter else weights
+
+
+def local_folder(locator: str) -> Path:
+    """Folder or file of a model; ``hub:`` is fetched, safetensors, config and tokenizer alone."""
+    if locator.startswith("hub:"):
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.safetensors", "*.json", "tokenizer*", "vocab*", "merges.txt"]
+        return Path(snapshot_download(locator.removeprefix("hub:"), allow_patterns=wanted))
+    if locator == "zoo:smollm2-135m":
+        from ontarget.pool import load, resolve
+        from ontarget.pool.cache import cache_folder
+
+        source = resolve(locator)
+        load(source)  # converts the package's file once
+        return cache_folder() / "converted" / source.requirement.replace("==", "-")
+    folder = Path(locator.removeprefix("file:"))
+    if not folder.exists():
+        raise DataError(f"There is no '{folder}'.", next_step="check the path, or write hub:org/name")
+    return folder
+
+
+def _folder(weights: Any) -> Path:
+    return _folder(weights.base) if hasattr(weights, "base") else Path(weights.folder)
+
+
+def _mentions(plan: MergePlan, locator: str) -> bool:
+    models: list[PlannedModel] = [*plan.models, *(source for part in plan.slices for source in part.sources)]
+    return any(model.model == locator for model in models)
+
+
+def _weight(value: Any, name: str) -> float:
+    found = value("weight", name)
+    return 1.0 if found is None else float(found)
+
+
+def _setting(value: Any, parameter: str, name: str) -> float | None:
+    found: float | None = value(parameter, name)
+    return found
+
+
+def _shared(plan: MergePlan, name: str) -> float | bool | None:
+    found = plan.parameters.get(name)
+    if found is None or isinstance(found, bool | int | float):
+        return found
+    raise SettingError(f"{name} is {found!r}.", allowed="one value for all tensors", option=name)
+
+
+def _card(plan: MergePlan) -> str:
+    names = "\n".join(f"- `{name}`" for name in plan.locators())
+    return (
+        f"---\ntags: [merge, ontarget]\n---\n# Merged by {plan.merge_method}\n\nModels:\n\n{names}\n\n"
+        f"The plan, which mergekit reads too:\n\n```yaml\n{write_plan(plan)}```\n"
+    )
