@@ -17,6 +17,7 @@ from ontarget.merge.average import average
 from ontarget.merge.breadcrumbs import breadcrumbs
 from ontarget.merge.dare import dare
 from ontarget.merge.magnitude_window import MagnitudeWindow
+from ontarget.merge.number_types import from_float32, is_finite, magnitude_bits, to_float32
 from ontarget.merge.task_arithmetic import task_arithmetic
 from ontarget.merge.ties import ties
 
@@ -105,10 +106,24 @@ def test_a_window_in_parts_is_that_of_a_stable_sort(
     values = generator.normal(size=count) if not equal else generator.integers(-3, 4, count) / 4
     tensor = torch.from_numpy(values).to(dtype)
     first, last = sorted(int(at) for at in generator.integers(0, count + 1, 2))
-    parts = tensor.split(part)
+    kind = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}[dtype]
+    parts = [magnitude_bits(one.float().numpy(), kind) for one in tensor.split(part)]
     window = MagnitudeWindow(lambda: parts, count, first, last, earlier_first=earlier_first)
-    found = torch.cat([window(one) for one in parts])
+    found = torch.from_numpy(np.concatenate([window(one) for one in parts]))
     order = torch.sort(tensor.abs().float(), descending=earlier_first, stable=True).indices
     expected = torch.zeros(count, dtype=torch.bool)
     expected[order[count - last : count - first] if earlier_first else order[first:last]] = True
     assert torch.equal(found, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1))
+def test_bfloat16_is_rounded_as_torch_does(values: list[float]) -> None:
+    array = np.array(values, dtype=np.float32)
+    expected = torch.from_numpy(array).to(torch.bfloat16)
+    stored = from_float32(array, "BF16")
+    assert np.array_equal(stored.view(np.int16), expected.view(torch.int16).numpy())
+    assert np.array_equal(to_float32(stored, "BF16"), expected.float().numpy())
+    assert is_finite(stored, "BF16")
+    stored[-1] = 0x7FC0
+    assert not is_finite(stored, "BF16")

@@ -3,8 +3,8 @@
 A method is ``name(base, models, *, weights, ...) -> Tensor`` on tensors of one shape: the parameter of the base and of
 each model, any floating-point type; the result is float32. weights: one a model. `average` has no base.
 
-Beside it in the same file stands what merges checkpoints part by part: ``RULE``, a `Rule`. What it may need of a whole
-tensor is a window of magnitudes; everything else is element by element.
+Beside it in the same file stands what merges checkpoints part by part: ``RULE``, a `Rule`, on numpy arrays. What it may
+need of a whole tensor is a window of magnitudes; everything else is element by element.
 
 One model at weight 1, and no other, is returned as it is, bit for bit, by every method: where nothing is merged nothing
 is left out either (choice; masks would change it).
@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ontarget.errors import DataError, SettingError
 from ontarget.merge.magnitude_window import MagnitudeWindow
+from ontarget.merge.number_types import magnitude_bits
+from ontarget.values import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Settings = Mapping[str, float | bool]
 
@@ -49,15 +53,15 @@ class Range:
 class Rule:
     """How a method merges parts of a tensor.
 
-    combine(base, values, weights, settings): the merged part from that of the base, (n,) float32, and of each model,
-    (M, n): task vectors where ``needs_base``, already masked. window(count, settings): (first, last) ascending ranks of
-    the magnitudes of a task vector that are kept, or None. earlier_first: which of equal magnitudes count as larger;
-    as mergekit's sorting has it. drop(settings): share of a task vector's entries that a coin drops, the rest being
-    rescaled. of_model: settings that each model may have its own of; of_all: the others.
+    combine(base, values, weights, settings): the merged part, (n,) float32, from that of the base and of each model:
+    task vectors where ``needs_base``, already masked; it may overwrite ``values``. window(count, settings): (first,
+    last) ascending ranks of the magnitudes of a task vector that are kept, or None. earlier_first: which of equal
+    magnitudes count as larger; as mergekit's sorting has it. drop(settings): share of a task vector's entries that a
+    coin drops, the rest being rescaled. of_model: settings that each model may have its own of; of_all: the others.
     """
 
     needs_base: bool
-    combine: Callable[[Tensor | None, Tensor, Tensor, Settings], Tensor]
+    combine: Callable[[Array | None, list[Array], Sequence[float], Settings], Array]
     window: Callable[[int, Settings], tuple[int, int] | None] = lambda count, settings: None
     earlier_first: bool = False
     drop: Callable[[Settings], float] = lambda settings: 0.0
@@ -75,6 +79,8 @@ def merge_tensors(
     seed: int = 0,
 ) -> Tensor:
     """A whole tensor merged by a rule. Raises DataError for shapes that differ and values that are not finite."""
+    import torch
+
     check_tensors(base, models, weights)
     for name, value in settings.items():
         {**rule.of_model, **rule.of_all}[name].check(name, float(value))
@@ -82,36 +88,43 @@ def merge_tensors(
     alone = alone_at_one(weights)
     if alone is not None:
         return models[alone].detach().to(torch.float32).clone()
-    flat = [model.detach().reshape(-1).to(torch.float32) for model in models]
-    start = None if base is None else base.detach().reshape(-1).to(torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    values = flat if start is None else [_task_vector(rule, given, one - start, generator) for one in flat]
-    merged = rule.combine(start, torch.stack(values), torch.tensor(list(weights), dtype=torch.float32), given)
-    return merged.reshape(models[0].shape)
+    flat: list[Array] = [model.detach().cpu().reshape(-1).to(torch.float32).numpy() for model in models]
+    start: Array | None = None if base is None else base.detach().cpu().reshape(-1).to(torch.float32).numpy()
+    generator = np.random.default_rng(seed)
+    values = [one.copy() for one in flat] if start is None else [
+        _task_vector(rule, given, one - start, generator) for one in flat
+    ]  # fmt: skip
+    merged = rule.combine(start, values, [float(weight) for weight in weights], given)
+    return torch.from_numpy(np.ascontiguousarray(merged)).reshape(models[0].shape)
 
 
-def _task_vector(rule: Rule, settings: Settings, value: Tensor, generator: torch.Generator) -> Tensor:
-    return mask_of(rule, settings, len(value), lambda: [value], generator)(value)
+def _task_vector(rule: Rule, settings: Settings, value: Array, generator: np.random.Generator) -> Array:
+    masked = mask_of(rule, settings, len(value), lambda: [magnitude_bits(value, "F32")], generator)
+    return masked(value, "F32")
 
 
 def mask_of(
     rule: Rule,
     settings: Settings,
     count: int,
-    parts: Callable[[], Iterable[Tensor]],
-    generator: torch.Generator,
-) -> Callable[[Tensor], Tensor]:
-    """What a rule leaves of one task vector, part after part. parts: gives all of them, for the window's thresholds."""
+    parts: Callable[[], Iterable[Array]],
+    generator: np.random.Generator,
+) -> Callable[[Array, str], Array]:
+    """What a rule leaves of one task vector, part after part: a function of the part and the type that tells its ranks.
+
+    parts: gives the bits of all parts' magnitudes, for the window's thresholds.
+    """
     bounds, share = rule.window(count, settings), rule.drop(settings)
     window = None
     if bounds is not None and bounds != (0, count):
         window = MagnitudeWindow(parts, count, *bounds, earlier_first=rule.earlier_first)
 
-    def masked(part: Tensor) -> Tensor:
+    def masked(part: Array, kind: str) -> Array:
         if window is not None:
-            part = part * window(part)
+            part *= window(magnitude_bits(part, kind))
         if share:
-            part = part * (torch.rand(len(part), generator=generator) >= share) / (1 - share)
+            part *= generator.random(len(part), dtype=np.float32) >= share
+            part *= np.float32(1 / (1 - share))
         return part
 
     return masked
@@ -135,5 +148,5 @@ def check_tensors(base: Tensor | None, models: Sequence[Tensor], weights: Sequen
             raise DataError(f"{name} has shape {tuple(tensor.shape)}, model 1 {tuple(models[0].shape)}.")
         if not tensor.is_floating_point():
             raise DataError(f"{name} is {tensor.dtype}.", allowed="floating-point tensors")
-        if not torch.isfinite(tensor).all():
+        if not bool(tensor.isfinite().all()):
             raise DataError(f"{name} has values that are not finite.")

@@ -7,12 +7,16 @@ Checked: tests/merge/test_rules.py. theta = sum_t w_t theta_t / sum_t w_t, or wi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ontarget.errors import SettingError
 from ontarget.merge._contract import Range, Rule, Settings, merge_tensors
+from ontarget.values import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def average(models: Sequence[Tensor], *, weights: Sequence[float], normalize: bool = True) -> Tensor:
@@ -20,13 +24,23 @@ def average(models: Sequence[Tensor], *, weights: Sequence[float], normalize: bo
     return merge_tensors(RULE, None, models, weights=weights, settings={"normalize": normalize})
 
 
-def _combine(base: Tensor | None, values: Tensor, weights: Tensor, settings: Settings) -> Tensor:
-    merged = torch.mv(values.T, weights)
+def _combine(base: Array | None, values: list[Array], weights: Sequence[float], settings: Settings) -> Array:
+    merged = weighted_sum(values, weights)
     if settings["normalize"]:
-        total = float(weights.sum())
+        total = sum(weights)
         if abs(total) < 1e-8:
             raise SettingError(f"The weights add up to {total:g}.", allowed="another sum than 0", option="weight")
-        merged = merged / total
+        merged /= np.float32(total)
+    return merged
+
+
+def weighted_sum(values: list[Array], weights: Sequence[float]) -> Array:
+    """sum_t w_t v_t, (n,) float32; the values are overwritten."""
+    for value, weight in zip(values, weights, strict=True):
+        value *= np.float32(weight)
+    merged = values[0]
+    for value in values[1:]:
+        merged += value
     return merged
 
 

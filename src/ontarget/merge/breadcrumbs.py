@@ -12,12 +12,14 @@ tensor. No division by the number of models, survivors are not rescaled. alpha i
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ontarget.merge._contract import Range, Rule, Settings, merge_tensors
 from ontarget.merge.task_arithmetic import SUM, summed
 from ontarget.merge.ties import elected
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def breadcrumbs(

@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from ontarget.errors import DataError, SettingError
 from ontarget.merge.streamed_safetensors import Entry, SafetensorsReader
+from ontarget.values import Array
 
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
@@ -26,7 +25,7 @@ class Weights(Protocol):
     @property
     def entries(self) -> Mapping[str, Entry]: ...
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor: ...
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array: ...
 
 
 class Checkpoint:
@@ -44,8 +43,8 @@ class Checkpoint:
             raise DataError(f"'{self.title}' has a tensor in two of its files.", next_step="fetch the model again")
         self.config = read_json(folder / "config.json") if folder.is_dir() and (folder / "config.json").exists() else {}
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements of a tensor's flat form, in its own type."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Elements of a tensor's flat form, as they are stored."""
         return self._of[name].read(name, start, stop)
 
     def close(self) -> None:

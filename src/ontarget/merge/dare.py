@@ -7,12 +7,14 @@ Checked: tests/merge/test_rules.py. tau~ = m tau / density, m ~ Bernoulli(densit
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ontarget.merge._contract import Range, Rule, Settings, merge_tensors
 from ontarget.merge.task_arithmetic import SUM, summed
 from ontarget.merge.ties import elected
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DENSITY = {"density": Range(0.5, 0, 1, open_low=True)}
 

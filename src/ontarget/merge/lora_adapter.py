@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ontarget.errors import DataError, RunError, SettingError
 from ontarget.merge.checkpoint import PICKLES, Weights, read_json
-from ontarget.merge.streamed_safetensors import Entry, SafetensorsReader
+from ontarget.merge.number_types import from_float32, is_finite, to_float32
+from ontarget.merge.streamed_safetensors import Entry, SafetensorsReader, SafetensorsWriter
+from ontarget.values import Array
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
@@ -40,10 +41,10 @@ HARMLESS = {
 class Delta:
     """What an adapter does to a weight (out, in). magnitude: DoRA's m, (out,). transposed: the weight is (in, out)."""
 
-    a: Tensor
-    b: Tensor
+    a: Array
+    b: Array
     scale: float
-    magnitude: Tensor | None = None
+    magnitude: Array | None = None
     transposed: bool = False
 
 
@@ -66,7 +67,12 @@ class LoraAdapter:
                 next_step="save it with peft's safe_serialization",
             )
         reader = SafetensorsReader(folder / WEIGHTS)
-        tensors = {name: reader.read(name).view(entry.shape) for name, entry in reader.entries.items()}
+        tensors = {}
+        for name, entry in reader.entries.items():
+            stored = reader.read(name)
+            if not is_finite(stored, entry.kind):
+                raise DataError(f"'{name}' of '{self.title}' has values that are not finite.")
+            tensors[name] = to_float32(stored, entry.kind).reshape(entry.shape)
         reader.close()
         self.deltas, self.replaced = self._sorted(tensors)
 
@@ -86,12 +92,10 @@ class LoraAdapter:
                     next_step="merge it into its base with peft, and give the result",
                 )
 
-    def _sorted(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Delta], dict[str, Tensor]]:
-        parts: dict[str, dict[str, Tensor]] = {}
-        replaced: dict[str, Tensor] = {}
+    def _sorted(self, tensors: Mapping[str, Array]) -> tuple[dict[str, Delta], dict[str, Array]]:
+        parts: dict[str, dict[str, Array]] = {}
+        replaced: dict[str, Array] = {}
         for name, value in tensors.items():
-            if not torch.isfinite(value).all():
-                raise DataError(f"'{name}' of '{self.title}' has values that are not finite.")
             short = name.removeprefix(PREFIX)
             found = _PART.fullmatch(short)
             if found is None:
@@ -107,7 +111,7 @@ class LoraAdapter:
                 raise SettingError(f"'{self.title}' adapts '{module}' in a way that is not known here.",
                                    allowed="linear layers and embeddings")  # fmt: skip
             embedding = "embedding_A" in found_parts  # (r, V) and (D, r), for a weight (V, D)
-            deltas[module] = Delta(a.float(), b.float(), self._scale(module, a.shape[0]),
+            deltas[module] = Delta(a, b, self._scale(module, a.shape[0]),
                                    found_parts.get("magnitude_vector"), embedding or self._transposed())  # fmt: skip
         return deltas, replaced
 
@@ -148,7 +152,7 @@ class AdaptedWeights:
             if tuple(value.shape) != self.entries[name].shape:
                 raise DataError(f"'{adapter.title}' replaces '{name}' by another shape, {tuple(value.shape)}.")
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Elements ``start`` to ``stop`` of the adapted tensor's flat form."""
         entry = self.entries[name]
         stop = entry.numel if stop is None else stop
@@ -156,23 +160,24 @@ class AdaptedWeights:
             return self._before(name, start, stop)
         delta, width = self.deltas[name], entry.shape[1]
         first, last = start // width, -(-stop // width)
-        rows = self._before(name, first * width, last * width).view(last - first, width)
+        stored = self._before(name, first * width, last * width)
+        rows = to_float32(stored, entry.kind).reshape(last - first, width)
         if delta.transposed:
-            change = (delta.b @ delta.a[:, first:last]).T * delta.scale
+            change = (delta.b @ delta.a[:, first:last]).T * np.float32(delta.scale)
         else:
-            change = (delta.b[first:last] @ delta.a) * delta.scale
+            change = (delta.b[first:last] @ delta.a) * np.float32(delta.scale)
         if delta.magnitude is None:
-            # As peft does it: the change is rounded to the weight's type, then added in it.
-            adapted = rows + change.to(rows.dtype)
+            # As peft does it: the change is rounded to the weight's type, then added.
+            adapted = rows + to_float32(from_float32(change, entry.kind), entry.kind)
         else:
-            whole = rows.float() + change
-            adapted = (delta.magnitude[first:last].float() / whole.norm(dim=1))[:, None] * whole
-        return adapted.to(entry.dtype).reshape(-1)[start - first * width : stop - first * width]
+            whole = rows + change
+            adapted = (delta.magnitude.reshape(-1)[first:last] / np.linalg.norm(whole, axis=1))[:, None] * whole
+        return from_float32(adapted.reshape(-1)[start - first * width : stop - first * width], entry.kind)
 
-    def _before(self, name: str, start: int, stop: int) -> Tensor:
+    def _before(self, name: str, start: int, stop: int) -> Array:
         """Of the base, or of what the adapter saved in its place."""
         if name in self.replaced:
-            return self.replaced[name].reshape(-1)[start:stop].to(self.entries[name].dtype)
+            return from_float32(self.replaced[name].reshape(-1)[start:stop], self.entries[name].kind)
         return self.base.read(name, start, stop)
 
     def _named(self, name: str, adapter: LoraAdapter) -> str:
@@ -194,8 +199,6 @@ def merge_adapters(adapters: Sequence[LoraAdapter], weights: Sequence[float], ou
     A single adapter at weight 1 is copied as it is, of whatever kind. Raises SettingError for DoRA, biases and saved
     modules of several: a sum of them is no adapter; merge them into the base's weights.
     """
-    from safetensors.torch import save_file
-
     from ontarget.merge._contract import alone_at_one
 
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -220,15 +223,18 @@ def merge_adapters(adapters: Sequence[LoraAdapter], weights: Sequence[float], ou
     for module in modules:
         parts = [(adapter.deltas[module], weight) for adapter, weight in zip(adapters, weights, strict=True)
                  if module in adapter.deltas]  # fmt: skip
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = torch.cat([delta.a for delta, _ in parts])
-        joined = torch.cat([delta.b * (delta.scale * weight) for delta, weight in parts], dim=1)
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = joined.contiguous()
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = np.concatenate([delta.a for delta, _ in parts])
+        joined = np.concatenate([delta.b * np.float32(delta.scale * weight) for delta, weight in parts], axis=1)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = joined
         ranks[module] = joined.shape[1]
     rank = max(ranks.values())
     own = {module: value for module, value in ranks.items() if value != rank}
     config = {**adapters[0].config, "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": own,
               "alpha_pattern": own, "target_modules": modules}  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, output / WEIGHTS, metadata={"format": "pt"})
+    shapes = {name: ("F32", tuple(value.shape)) for name, value in tensors.items()}
+    with SafetensorsWriter(output / WEIGHTS, shapes, {"format": "pt"}) as writer:
+        for name, value in tensors.items():
+            writer.write(name, 0, np.ascontiguousarray(value, dtype=np.float32).reshape(-1))
     (output / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return output

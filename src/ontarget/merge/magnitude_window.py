@@ -10,73 +10,77 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ontarget.values import Array
 
 BINS = 1 << 15
 
 
-def magnitude_bits(values: Tensor) -> Tensor:
-    """int32, ordered as |values|; float16 and bfloat16 below 2**15, float32 below 2**31."""
-    if values.dtype in (torch.float16, torch.bfloat16):
-        return values.view(torch.int16).to(torch.int32) & 0x7FFF
-    return values.to(torch.float32).view(torch.int32) & 0x7FFFFFFF
-
-
 class MagnitudeWindow:
     """Keeps the entries of ascending rank ``first`` to ``last`` - 1; call it with one part after the other.
 
-    parts: gives the whole tensor's values (float32, or 16 bits) in parts, as often as it is called. earlier_first: of
-    equal entries at a threshold the earlier ones count as larger (as a stable descending sort has it), or as smaller.
+    parts: gives the bits (`number_types.magnitude_bits`) of the whole tensor in parts, as often as it is called.
+    earlier_first: of equal entries at a threshold the earlier ones count as larger (as a stable descending sort has
+    it), or as smaller.
     """
 
     def __init__(
-        self, parts: Callable[[], Iterable[Tensor]], count: int, first: int, last: int, *, earlier_first: bool
+        self, parts: Callable[[], Iterable[Array]], count: int, first: int, last: int, *, earlier_first: bool
     ) -> None:
-        self.first, self.last, self.count = max(0, first), min(count, last), count
+        first, last = max(0, first), min(count, last)
+        self.empty = first >= last
         self.earlier_first = earlier_first
-        self.empty = self.first >= self.last
-        self.below = self._threshold(parts, self.first) if self.first > 0 and not self.empty else None
-        self.above = self._threshold(parts, self.last) if self.last < count and not self.empty else None
-        self.seen = [0, 0]
+        ranks = [] if self.empty else [rank for rank in (first, last) if 0 < rank < count]
+        found = dict(zip(ranks, _thresholds(parts, ranks), strict=True)) if ranks else {}
+        self.below = _Split(*found[first], first) if first in found and not self.empty else None
+        self.above = _Split(*found[last], last) if last in found and not self.empty else None
 
-    def __call__(self, values: Tensor) -> Tensor:
+    def __call__(self, bits: Array) -> Array:
         """Mask of the next part."""
-        bits = magnitude_bits(values)
-        kept = torch.full((len(bits),), not self.empty)
-        for at, (threshold, rank) in enumerate(((self.below, self.first), (self.above, self.last))):
-            if threshold is None:
-                continue
-            pattern, smaller, equal = threshold
-            # Of the equal ones, `split` lie below the rank and the others at it or above.
-            split = rank - smaller
-            ties = bits == pattern
-            number = torch.cumsum(ties, 0) + (self.seen[at] - 1)
-            self.seen[at] += int(ties.sum())
-            below = ties & (number >= equal - split if self.earlier_first else number < split) | (bits < pattern)
-            kept &= ~below if at == 0 else below
+        if self.empty:
+            return np.zeros(len(bits), dtype=bool)
+        kept: Array = np.ones(len(bits), dtype=bool) if self.below is None else ~self.below(bits, self.earlier_first)
+        if self.above is not None:
+            kept &= self.above(bits, self.earlier_first)
         return kept
 
-    @staticmethod
-    def _threshold(parts: Callable[[], Iterable[Tensor]], rank: int) -> tuple[int, int, int]:
-        """(bits of the entry of that rank, entries with smaller ones, entries with equal ones)."""
-        counts: Array = np.zeros(BINS, dtype=np.int64)
-        wide = False
-        for part in parts():
-            wide = wide or part.dtype not in (torch.float16, torch.bfloat16)
-            bits = magnitude_bits(part)
-            counts += torch.bincount(bits >> 16 if wide else bits, minlength=BINS).numpy()
-        pattern, smaller = _bin_of(counts, rank)
-        if not wide:
-            return pattern, smaller, int(counts[pattern])
-        fine: Array = np.zeros(1 << 16, dtype=np.int64)
-        for part in parts():
-            bits = magnitude_bits(part)
-            fine += torch.bincount(bits[bits >> 16 == pattern] & 0xFFFF, minlength=1 << 16).numpy()
-        low, more = _bin_of(fine, rank - smaller)
-        return (pattern << 16) | low, smaller + more, int(fine[low])
+
+class _Split:
+    """Which entries lie below a rank: smaller ones than the threshold, and so many of those that are equal to it."""
+
+    def __init__(self, pattern: int, smaller: int, equal: int, rank: int) -> None:
+        self.pattern, self.equal, self.lower, self.seen = pattern, equal, rank - smaller, 0
+
+    def __call__(self, bits: Array, earlier_first: bool) -> Array:
+        below: Array = bits < self.pattern
+        if not self.lower:
+            return below
+        at = np.flatnonzero(bits == self.pattern)
+        number = np.arange(self.seen, self.seen + len(at))
+        self.seen += len(at)
+        below[at] = number >= self.equal - self.lower if earlier_first else number < self.lower
+        return below
+
+
+def _thresholds(parts: Callable[[], Iterable[Array]], ranks: list[int]) -> list[tuple[int, int, int]]:
+    """For each rank: (bits of its entry, entries with smaller ones, entries with equal ones)."""
+    counts: Array = np.zeros(BINS, dtype=np.int64)
+    wide = False
+    for bits in parts():
+        wide = bits.dtype == np.uint32
+        counts += np.bincount(bits >> 16 if wide else bits, minlength=BINS)
+    coarse = [_bin_of(counts, rank) for rank in ranks]
+    if not wide:
+        return [(pattern, smaller, int(counts[pattern])) for pattern, smaller in coarse]
+    fine: dict[int, Array] = {pattern: np.zeros(1 << 16, dtype=np.int64) for pattern, _ in coarse}
+    for bits in parts():
+        for pattern, inside in fine.items():
+            inside += np.bincount(bits[bits >> 16 == pattern] & 0xFFFF, minlength=1 << 16)
+    found = []
+    for rank, (pattern, smaller) in zip(ranks, coarse, strict=True):
+        low, more = _bin_of(fine[pattern], rank - smaller)
+        found.append(((pattern << 16) | low, smaller + more, int(fine[pattern][low])))
+    return found
 
 
 def _bin_of(counts: Array, rank: int) -> tuple[int, int]:

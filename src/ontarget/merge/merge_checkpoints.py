@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -16,16 +17,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ontarget.errors import DataError, RunError, SettingError
 from ontarget.merge._contract import Range, Rule, alone_at_one, mask_of
 from ontarget.merge.checkpoint import INDEX, Weights
-from ontarget.merge.streamed_safetensors import NAMES, Entry, SafetensorsWriter
-from ontarget.values import Context
+from ontarget.merge.number_types import (
+    FLOATING,
+    NAMES,
+    STORED,
+    from_float32,
+    is_finite,
+    magnitude_bits,
+    size_of,
+    to_float32,
+)
+from ontarget.merge.streamed_safetensors import Entry, SafetensorsWriter
+from ontarget.values import Array, Context
 
-PART = 1 << 20  # numbers of a tensor that are merged at a time (choice)
+PART = 1 << 18  # numbers of a tensor that are merged at a time (choice)
 SHARD_BYTES = 5_000_000_000
 COPIED = ("config.json", "generation_config.json", "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json",
           "added_tokens.json", "chat_template*", "preprocessor_config.json")  # fmt: skip
@@ -47,7 +57,7 @@ def merge_checkpoints(
     output: Path,
     *,
     settings: Mapping[str, float | bool] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | None = None,
     copy_from: Path | None = None,
     card: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -56,8 +66,9 @@ def merge_checkpoints(
 ) -> Path:
     """Merge into the new folder ``output``.
 
-    dtype: of the merged tensors; each tensor's own in the base, or the first model, by default. copy_from: a folder
-    whose config and tokenizer come along. card: further files, name -> text. shard_bytes: the most a file may have.
+    dtype: of the merged tensors, "float32", "bfloat16" or "float16"; by default each tensor's own in the
+    base, or the first model. copy_from: a folder whose config and tokenizer come along. card: further files, name ->
+    text. shard_bytes: the most a file may have.
     Raises DataError naming tensor and model: shapes or names that differ, values that are not finite; SettingError;
     RunError where ``output`` exists.
     """
@@ -70,7 +81,7 @@ def merge_checkpoints(
     _check_settings(rule.of_all, given)
     first = base or models[0].weights
     kept = {
-        name: (dtype if dtype is not None and entry.dtype.is_floating_point else entry.dtype, entry.shape)
+        name: (NAMES[dtype] if dtype is not None and entry.kind in FLOATING else entry.kind, entry.shape)
         for name, entry in first.entries.items()
     }
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -83,8 +94,9 @@ def merge_checkpoints(
                 for done, key in enumerate(shard):
                     if context.progress is not None:
                         context.progress(done, len(shard), f"merging {key}")
-                    for start, values in _merged(rule, base, models, key, given, seed):
-                        writer.write(key, start, values.to(kept[key][0]))
+                    kind = kept[key][0]
+                    for start, values, stored in _merged(rule, base, models, key, given, seed):
+                        writer.write(key, start, _as_stored(values, stored, kind))
         if len(shards) > 1:
             _write_index(partial, shards, kept)
         _copy(copy_from, partial, dtype)
@@ -100,21 +112,32 @@ def merge_checkpoints(
     return output
 
 
+def _as_stored(values: Array, stored: str, kind: str) -> Array:
+    """Values in the type of a file. stored: the type that they have, bit for bit; "" for float32 that was computed."""
+    if stored == kind:
+        return values
+    if stored and stored not in FLOATING:
+        converted: Array = values.astype(STORED[kind])
+        return converted
+    return from_float32(to_float32(values, stored) if stored else values, kind)
+
+
 def _merged(
     rule: Rule, base: Weights | None, models: Sequence[Ingredient], name: str, given: Mapping[str, Any], seed: int
-) -> Iterator[tuple[int, Tensor]]:
-    """(start, values) of the parts of a merged tensor."""
+) -> Iterator[tuple[int, Array, str]]:
+    """(start, values, type they are stored in or "") of the parts of a merged tensor."""
     first = base or models[0].weights
     entry = first.entries[name]
     weights = [float(model.weight(name)) for model in models]
     alone = alone_at_one(weights)
-    if alone is not None or not entry.dtype.is_floating_point:
+    counted = [at for at, weight in enumerate(weights) if weight != 0]
+    if alone is not None or entry.kind not in FLOATING or not counted:
         # Nothing to merge: the bits as they are. Counters and the like are the base's.
+        if not counted and base is None and entry.kind in FLOATING:
+            raise SettingError(f"All weights of '{name}' are 0.", option="weight")
         source = models[alone].weights if alone is not None else first
         for start, stop in _parts(entry):
-            values = source.read(name, start, stop)
-            _check_finite(values, name, source.title)
-            yield start, values
+            yield start, _read(source, name, start, stop), source.entries[name].kind
         return
     each = []
     for model in models:
@@ -122,53 +145,66 @@ def _merged(
         own |= {key: value(name) for key, value in model.settings.items() if value(name) is not None}
         _check_settings(rule.of_model, own)
         each.append(own)
-    counted = [at for at, weight in enumerate(weights) if weight != 0]
-    if not counted:
-        if base is None:
-            raise SettingError(f"All weights of '{name}' are 0.", option="weight")
-        yield from ((start, base.read(name, start, stop)) for start, stop in _parts(entry))
-        return
+    vectors = [_TaskVector(base, models[at].weights, name) for at in counted] if rule.needs_base else []
     masks = []
-    for at in counted:
-        whole = _TaskVector(base, models[at].weights, name) if rule.needs_base else None
+    for at, vector in zip(counted, vectors, strict=False):
         digest = hashlib.sha256(f"{seed} {at} {name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-        parts = whole.parts if whole is not None else None
-        masks.append(None if parts is None else mask_of(rule, each[at], entry.numel, parts, generator))
-    factors = torch.tensor([weights[at] for at in counted], dtype=torch.float32)
+        generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
+        masks.append(mask_of(rule, each[at], entry.numel, vector.bits, generator))
+    factors = [weights[at] for at in counted]
     for start, stop in _parts(entry):
-        origin = None
-        if base is not None and rule.needs_base:
-            origin = base.read(name, start, stop).to(torch.float32)
-            _check_finite(origin, name, base.title)
-        values = torch.empty(len(counted), stop - start)
-        for row, (at, mask) in enumerate(zip(counted, masks, strict=True)):
-            part = models[at].weights.read(name, start, stop)
-            _check_finite(part, name, models[at].weights.title)
-            if origin is None or mask is None:
-                values[row] = part
-            else:
-                values[row] = mask(_in_type(part.to(torch.float32) - origin, entry.dtype)).to(torch.float32)
-        yield start, rule.combine(origin, values, factors, given)
+        if not vectors:
+            values = [
+                to_float32(_read(models[at].weights, name, start, stop), models[at].weights.entries[name].kind)
+                for at in counted
+            ]
+            yield start, rule.combine(None, [_own(value) for value in values], factors, given), ""
+            continue
+        assert base is not None
+        origin = to_float32(_read(base, name, start, stop), entry.kind)
+        values = [
+            mask(vector.part(start, stop, origin), entry.kind) for vector, mask in zip(vectors, masks, strict=True)
+        ]
+        yield start, rule.combine(origin, values, factors, given), ""
 
 
 class _TaskVector:
-    """The parts of one model's difference from the base in a tensor, read as often as they are asked for."""
+    """One model's difference from the base in a tensor, read as often as it is asked for.
+
+    In the base's own type, as the checkpoints lie: where that has 16 bits, a histogram tells ranks in one pass.
+    """
 
     def __init__(self, base: Weights | None, model: Weights, name: str) -> None:
         assert base is not None
-        self.base, self.model, self.name = base, model, name
+        self.base, self.model, self.name, self.entry = base, model, name, base.entries[name]
 
-    def parts(self) -> Iterator[Tensor]:
-        entry = self.base.entries[self.name]
-        for start, stop in _parts(entry):
-            model, base = (one.read(self.name, start, stop).to(torch.float32) for one in (self.model, self.base))
-            yield _in_type(model - base, entry.dtype)
+    def part(self, start: int, stop: int, origin: Array) -> Array:
+        """(n,) float32, rounded to the base's type."""
+        found = to_float32(_read(self.model, self.name, start, stop), self.model.entries[self.name].kind) - origin
+        if self.entry.kind in ("BF16", "F16"):
+            found = to_float32(from_float32(found, self.entry.kind), self.entry.kind)
+        return found
+
+    def bits(self) -> Iterator[Array]:
+        """Of the magnitudes, part after part."""
+        for start, stop in _parts(self.entry):
+            origin = to_float32(self.base.read(self.name, start, stop), self.entry.kind)
+            yield magnitude_bits(self.part(start, stop, origin), self.entry.kind)
 
 
-def _in_type(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """In the checkpoint's own 16 bits, where a histogram tells ranks in one pass; float32 otherwise."""
-    return values.to(dtype) if dtype in (torch.bfloat16, torch.float16) else values
+def _read(weights: Weights, name: str, start: int, stop: int) -> Array:
+    stored = weights.read(name, start, stop)
+    if not is_finite(stored, weights.entries[name].kind):
+        raise DataError(
+            f"'{name}' of '{weights.title}' has values that are not finite.",
+            next_step="leave this model out, or fetch it again",
+        )
+    return stored
+
+
+def _own(values: Array) -> Array:
+    """Values that may be overwritten."""
+    return values if values.flags.writeable and values.flags.owndata else values.copy()
 
 
 def _parts(entry: Entry) -> Iterator[tuple[int, int]]:
@@ -205,19 +241,11 @@ def _check_settings(ranges: Mapping[str, Range], given: Mapping[str, Any]) -> No
         ranges[name].check(name, float(value))
 
 
-def _check_finite(values: Tensor, name: str, title: str) -> None:
-    if values.is_floating_point() and not torch.isfinite(values).all():
-        raise DataError(
-            f"'{name}' of '{title}' has values that are not finite.",
-            next_step="leave this model out, or fetch it again",
-        )
-
-
-def _shards(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], most: int) -> list[list[str]]:
+def _shards(tensors: Mapping[str, tuple[str, tuple[int, ...]]], most: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     size = 0
-    for name, (dtype, shape) in tensors.items():
-        own = dtype.itemsize * int(torch.Size(shape).numel())
+    for name, (kind, shape) in tensors.items():
+        own = size_of(kind) * math.prod(shape)
         if shards[-1] and size + own > most:
             shards.append([])
             size = 0
@@ -227,16 +255,16 @@ def _shards(tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], most: in
 
 
 def _write_index(
-    folder: Path, shards: Sequence[Sequence[str]], tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+    folder: Path, shards: Sequence[Sequence[str]], tensors: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> None:
     names = {
         key: f"model-{at + 1:05}-of-{len(shards):05}.safetensors" for at, shard in enumerate(shards) for key in shard
     }
-    total = sum(dtype.itemsize * int(torch.Size(shape).numel()) for dtype, shape in tensors.values())
+    total = sum(size_of(kind) * math.prod(shape) for kind, shape in tensors.values())
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=1))
 
 
-def _copy(source: Path | None, target: Path, dtype: torch.dtype | None) -> None:
+def _copy(source: Path | None, target: Path, dtype: str | None) -> None:
     """Config and tokenizer; the config tells the type that the weights have now."""
     if source is None or not source.is_dir():
         return
@@ -247,8 +275,7 @@ def _copy(source: Path | None, target: Path, dtype: torch.dtype | None) -> None:
     config = target / "config.json"
     if dtype is not None and config.exists():
         told = json.loads(config.read_text(encoding="utf-8"))
-        names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-        told["torch_dtype" if "torch_dtype" in told else "dtype"] = names[NAMES[dtype]]
+        told["torch_dtype" if "torch_dtype" in told else "dtype"] = dtype
         config.write_text(json.dumps(told, indent=2), encoding="utf-8")
 
 

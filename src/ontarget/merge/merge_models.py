@@ -6,8 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ontarget.errors import DataError, SettingError, nearest
 from ontarget.merge import average, breadcrumbs, dare, task_arithmetic, ties
 from ontarget.merge._contract import Rule
@@ -67,11 +65,8 @@ def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Conte
                 next_step=nearest(name, known),
             )  # fmt: skip
     shared = {name: told for name in rule.of_all if (told := _shared(plan, name)) is not None}
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}.get(
-        plan.out_dtype or plan.dtype or ""
-    )
     return merge_checkpoints(
-        rule, base if rule.needs_base else None, models, output, settings=shared, dtype=dtype,
+        rule, base if rule.needs_base else None, models, output, settings=shared, dtype=plan.out_dtype or plan.dtype,
         copy_from=_folder(first), card={PLAN: write_plan(plan), "README.md": _card(plan)}, seed=seed, context=context,
     )  # fmt: skip
 

@@ -15,24 +15,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ontarget.errors import DataError, RunError
+from ontarget.merge.number_types import STORED, size_of
+from ontarget.values import Array
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MOST_HEADER = 100_000_000  # bytes, the library's own limit
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file. begin: of its bytes, counted from the file's start."""
+    """A tensor of a file. kind: "F32", "BF16", ... begin: of its bytes, counted from the file's start."""
 
-    dtype: torch.dtype
+    kind: str
     shape: tuple[int, ...]
     begin: int
 
@@ -52,12 +48,12 @@ class SafetensorsReader:
             raise DataError(f"'{path}' cannot be read ({error.strerror}).", next_step="check the path") from error
         self.entries, self.metadata = self._header()
 
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements ``start`` to ``stop`` of a tensor's flat form, in its own dtype."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
+        """Elements ``start`` to ``stop`` of a tensor's flat form, as they are stored (bfloat16 as uint16)."""
         entry = self.entries[name]
         stop = entry.numel if stop is None else stop
-        found = torch.empty(stop - start, dtype=entry.dtype)
-        view, size = found.view(torch.uint8).numpy().data, entry.dtype.itemsize
+        found: Array = np.empty(stop - start, dtype=STORED[entry.kind])
+        view, size = found.view(np.uint8).data, size_of(entry.kind)
         at, done = entry.begin + start * size, 0
         while done < len(view):
             got = os.preadv(self._file.fileno(), [view[done:]], at + done)
@@ -80,12 +76,12 @@ class SafetensorsReader:
             spans, entries = [], {}
             for name, told in header.items():
                 (begin, end), shape = told["data_offsets"], tuple(told["shape"])
-                if told["dtype"] not in DTYPES:
+                if told["dtype"] not in STORED:
                     raise self._damaged(f"tensor '{name}' is of type {told['dtype']}, which is not read here")
                 if not all(isinstance(value, int) and value >= 0 for value in (begin, end, *shape)):
                     raise self._damaged(f"tensor '{name}' has a place or shape that is no number")
-                entries[name] = Entry(DTYPES[told["dtype"]], shape, 8 + length + begin)
-                if end - begin != entries[name].numel * entries[name].dtype.itemsize:
+                entries[name] = Entry(told["dtype"], shape, 8 + length + begin)
+                if end - begin != entries[name].numel * size_of(entries[name].kind):
                     raise self._damaged(f"tensor '{name}' does not have the bytes of its shape")
                 spans.append((begin, end))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -109,15 +105,15 @@ class SafetensorsWriter:
     """A file of tensors whose names, types and shapes are known before; it appears under its name when it is whole."""
 
     def __init__(
-        self, path: Path, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+        self, path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
     ) -> None:
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         at = 0
         # Large types first, as the library does: every tensor then begins at a multiple of its type's size.
-        for name in sorted(tensors, key=lambda name: (-tensors[name][0].itemsize, name)):
-            dtype, shape = tensors[name]
-            end = at + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]}
+        for name in sorted(tensors, key=lambda name: (-size_of(tensors[name][0]), name)):
+            kind, shape = tensors[name]
+            end = at + math.prod(shape) * size_of(kind)
+            header[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [at, end]}
             at = end
         content = json.dumps(header, separators=(",", ":")).encode()
         content += b" " * (-len(content) % 8)
@@ -134,12 +130,12 @@ class SafetensorsWriter:
             self.__exit__(type(error), error, None)
             raise RunError(f"'{path}' cannot be written ({error.strerror}).", next_step="make room for it") from error
 
-    def write(self, name: str, start: int, values: Tensor) -> None:
-        """Write a flat part of a tensor, of its dtype, from element ``start`` on."""
+    def write(self, name: str, start: int, stored: Array) -> None:
+        """Write a flat part of a tensor, as it is stored, from element ``start`` on."""
         entry = self.entries[name]
-        assert values.dtype == entry.dtype, (name, values.dtype)
-        view = values.contiguous().view(torch.uint8).numpy().data
-        at = entry.begin + start * entry.dtype.itemsize
+        assert stored.dtype == STORED[entry.kind], (name, stored.dtype)
+        view = np.ascontiguousarray(stored).view(np.uint8).data
+        at = entry.begin + start * size_of(entry.kind)
         while len(view):
             done = os.pwrite(self._file.fileno(), view, at)
             view, at = view[done:], at + done

@@ -7,11 +7,16 @@ Checked: tests/merge/test_rules.py. theta = theta_0 + lambda sum_t w_t (theta_t 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ontarget.merge._contract import Range, Rule, Settings, merge_tensors
+from ontarget.merge.average import weighted_sum
+from ontarget.values import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUM = {"normalize": Range(False), "lambda": Range(1.0)}
 
@@ -23,14 +28,17 @@ def task_arithmetic(
     return merge_tensors(RULE, base, models, weights=weights, settings={"normalize": normalize, "lambda": scale})
 
 
-def summed(base: Tensor | None, values: Tensor, weights: Tensor, settings: Settings) -> Tensor:
-    """theta_0 + lambda sum_t w_t tau_t."""
+def summed(base: Array | None, values: list[Array], weights: Sequence[float], settings: Settings) -> Array:
+    """theta_0 + lambda sum_t w_t tau_t; the values are overwritten."""
     assert base is not None
-    total = float(weights.sum())
-    merged = torch.mv(values.T, weights)
-    if settings["normalize"] and abs(total) >= 1e-8:
-        merged = merged / total
-    return base + float(settings["lambda"]) * merged
+    factor = float(settings["lambda"])
+    if settings["normalize"] and abs(sum(weights)) >= 1e-8:
+        factor /= sum(weights)
+    merged = weighted_sum(values, weights)
+    if factor != 1:
+        merged *= np.float32(factor)
+    merged += base
+    return merged
 
 
 RULE = Rule(needs_base=True, combine=summed, of_all=SUM)

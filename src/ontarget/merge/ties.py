@@ -8,11 +8,15 @@ Checked: tests/merge/test_rules.py. gamma = sgn(sum_t w_t tau_t); tau = mean by 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ontarget.merge._contract import Range, Rule, Settings, merge_tensors
+from ontarget.values import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def ties(
@@ -29,17 +33,25 @@ def ties(
     return merge_tensors(RULE, base, models, weights=weights, settings=settings)
 
 
-def elected(base: Tensor | None, values: Tensor, weights: Tensor, settings: Settings) -> Tensor:
+def elected(base: Array | None, values: list[Array], weights: Sequence[float], settings: Settings) -> Array:
     """theta_0 + lambda times what agrees with the elected sign; a sum of 0 counts as positive."""
     assert base is not None
-    weighted = values * weights[:, None]
-    sign = torch.where(weighted.sum(0) >= 0, 1.0, -1.0)
-    agreeing = torch.sign(weighted) == sign
-    merged = (weighted * agreeing).sum(0)
+    for value, weight in zip(values, weights, strict=True):
+        value *= np.float32(weight)
+    total = values[0].copy()
+    for value in values[1:]:
+        total += value
+    positive = total >= 0
+    merged, divisor = np.zeros_like(total), np.zeros_like(total)
+    for value, weight in zip(values, weights, strict=True):
+        agreeing = np.where(positive, value > 0, value < 0)
+        merged += value * agreeing
+        divisor += np.float32(weight) * agreeing
     if settings["normalize"]:
-        divisor = (weights[:, None] * agreeing).sum(0)
-        merged = merged / torch.where(divisor == 0, 1.0, divisor)
-    return base + float(settings["lambda"]) * merged
+        merged /= np.where(divisor == 0, np.float32(1), divisor)
+    merged *= np.float32(settings["lambda"])
+    merged += base
+    return merged
 
 
 def window(count: int, settings: Settings) -> tuple[int, int] | None:
