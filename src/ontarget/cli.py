@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from ontarget.errors import OnTargetError, SettingError
+from ontarget.judge_commands import judge_app
 from ontarget.merge_command import merge as merge_command
 from ontarget.search_commands import device_app, discover_optimizer
 from ontarget.search_commands import search as search_command
@@ -29,6 +30,7 @@ zoo_app = typer.Typer(help="The pretrained sources that install as packages.", n
 app.add_typer(claims_app, name="claims")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(device_app, name="device")
+app.add_typer(judge_app, name="judge")
 
 Data = Annotated[
     str,

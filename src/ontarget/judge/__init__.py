@@ -6,6 +6,16 @@ from ontarget.catalogue import Method
 
 METHODS = (
     Method(
+        number=40,
+        name="intruder_dimensions",
+        title="LoRA vs Full Fine-tuning: An Illusion of Equivalence",
+        room="judge",
+        summary="Tells which singular directions fine-tuning has brought in that the base lacks, and scales them down.",
+        needs=("base checkpoint", "fine-tuned checkpoint"),
+        gives=("audit", "repaired checkpoint"),
+        source="arXiv 2410.21228",
+    ),
+    Method(
         number=0,
         name="zero_shot",
         title="Zero-shot classification by class names",

@@ -99,7 +99,7 @@ def merge_checkpoints(
                         writer.write(key, start, _as_stored(values, stored, kind))
         if len(shards) > 1:
             _write_index(partial, shards, kept)
-        _copy(copy_from, partial, dtype)
+        copy_files(copy_from, partial, dtype)
         for name, text in (card or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
         if output.exists():
@@ -136,7 +136,7 @@ def _merged(
         if not counted and base is None and entry.kind in FLOATING:
             raise SettingError(f"All weights of '{name}' are 0.", option="weight")
         source = models[alone].weights if alone is not None else first
-        for start, stop in _parts(entry):
+        for start, stop in parts_of(entry):
             yield start, _read(source, name, start, stop), source.entries[name].kind
         return
     each = []
@@ -152,7 +152,7 @@ def _merged(
         generator = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         masks.append(mask_of(rule, each[at], entry.numel, vector.bits, generator))
     factors = [weights[at] for at in counted]
-    for start, stop in _parts(entry):
+    for start, stop in parts_of(entry):
         if not vectors:
             values = [
                 to_float32(_read(models[at].weights, name, start, stop), models[at].weights.entries[name].kind)
@@ -187,7 +187,7 @@ class _TaskVector:
 
     def bits(self) -> Iterator[Array]:
         """Of the magnitudes, part after part."""
-        for start, stop in _parts(self.entry):
+        for start, stop in parts_of(self.entry):
             origin = to_float32(self.base.read(self.name, start, stop), self.entry.kind)
             yield magnitude_bits(self.part(start, stop, origin), self.entry.kind)
 
@@ -207,7 +207,7 @@ def _own(values: Array) -> Array:
     return values if values.flags.writeable and values.flags.owndata else values.copy()
 
 
-def _parts(entry: Entry) -> Iterator[tuple[int, int]]:
+def parts_of(entry: Entry) -> Iterator[tuple[int, int]]:
     """(start, stop) of a tensor's parts: whole rows where a row is no longer than a part."""
     row = max(1, entry.numel // max(1, entry.shape[0])) if entry.shape else 1
     step = max(1, PART // row) * row if row <= PART else PART
@@ -264,7 +264,7 @@ def _write_index(
     (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": names}, indent=1))
 
 
-def _copy(source: Path | None, target: Path, dtype: str | None) -> None:
+def copy_files(source: Path | None, target: Path, dtype: str | None) -> None:
     """Config and tokenizer; the config tells the type that the weights have now."""
     if source is None or not source.is_dir():
         return

@@ -38,8 +38,8 @@ def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Conte
         opened[plan.base_model] = base
     if not opened:
         raise SettingError("The plan merges no model.", option="models", next_step="name one or more beside the base")
-    folders = {title: _folder(one) for title, one in opened.items()} | (
-        {plan.base_model: _folder(base)} if plan.base_model and base is not None else {}
+    folders = {title: folder_of(one) for title, one in opened.items()} | (
+        {plan.base_model: folder_of(base)} if plan.base_model and base is not None else {}
     )
     check_same_tokenizer(folders)
     first = base or next(iter(opened.values()))
@@ -67,7 +67,7 @@ def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Conte
     shared = {name: told for name in rule.of_all if (told := _shared(plan, name)) is not None}
     return merge_checkpoints(
         rule, base if rule.needs_base else None, models, output, settings=shared, dtype=plan.out_dtype or plan.dtype,
-        copy_from=_folder(first), card={PLAN: write_plan(plan), "README.md": _card(plan)}, seed=seed, context=context,
+        copy_from=folder_of(first), card={PLAN: write_plan(plan), "README.md": _card(plan)}, seed=seed, context=context,
     )  # fmt: skip
 
 
@@ -121,8 +121,9 @@ def local_folder(locator: str) -> Path:
     return folder
 
 
-def _folder(weights: Any) -> Path:
-    return _folder(weights.base) if hasattr(weights, "base") else Path(weights.folder)
+def folder_of(weights: Any) -> Path:
+    """Where config and tokenizer of a model, or of an adapter's base, lie."""
+    return folder_of(weights.base) if hasattr(weights, "base") else Path(weights.folder)
 
 
 def _mentions(plan: MergePlan, locator: str) -> bool:
