@@ -54,12 +54,12 @@ class SafetensorsReader:
         stop = entry.numel if stop is None else stop
         found: Array = np.empty(stop - start, dtype=STORED[entry.kind])
         view, size = found.view(np.uint8).data, size_of(entry.kind)
-        at, done = entry.begin + start * size, 0
-        while done < len(view):
-            got = os.preadv(self._file.fileno(), [view[done:]], at + done)
+        self._file.seek(entry.begin + start * size)
+        while len(view):
+            got = self._file.readinto(view)
             if not got:
                 raise DataError(f"'{self.path}' ends within tensor '{name}'.", next_step="fetch the file again")
-            done += got
+            view = view[got:]
         return found
 
     def close(self) -> None:
@@ -135,10 +135,9 @@ class SafetensorsWriter:
         entry = self.entries[name]
         assert stored.dtype == STORED[entry.kind], (name, stored.dtype)
         view = np.ascontiguousarray(stored).view(np.uint8).data
-        at = entry.begin + start * size_of(entry.kind)
+        self._file.seek(entry.begin + start * size_of(entry.kind))
         while len(view):
-            done = os.pwrite(self._file.fileno(), view, at)
-            view, at = view[done:], at + done
+            view = view[self._file.write(view) :]
 
     def __enter__(self) -> SafetensorsWriter:
         return self
