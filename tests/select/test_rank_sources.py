@@ -24,7 +24,7 @@ def test_sources_are_ranked_and_a_second_time_read_back() -> None:
     end = time.perf_counter()
     assert first == second
     assert {entry.source for entry in first.entries} == set(pool)
-    assert first.entries[0].source == "zoo:wordllama"
+    assert first.decided_by == "parc"
     assert end - middle < middle - start
 
 

@@ -21,8 +21,8 @@ def pool(rows=300, classes=3, seed=0):
 
 
 def test_order_intervals_and_ties():
-    ranking = rank_features(*pool(), features_s={"file:good": 2.5})
-    assert ranking.decided_by == "linear_probe"
+    assert rank_features(*pool()).decided_by == "parc"
+    ranking = rank_features(*pool(), features_s={"file:good": 2.5}, decided_by="linear_probe")
     assert ranking.entries[-1].source == "file:noise"
     best, second, last = ranking.entries
     assert not best.too_close
@@ -41,7 +41,7 @@ def test_order_intervals_and_ties():
             assert score.seconds > 0
 
 
-@pytest.mark.parametrize("decided_by", ["linear_probe", "logme", "h_score", "knn"])
+@pytest.mark.parametrize("decided_by", ["linear_probe", "logme", "h_score", "knn", "parc"])
 def test_any_discriminative_score_can_decide(decided_by):
     ranking = rank_features(*pool(), scores=(), decided_by=decided_by)
     assert list(ranking.entries[0].scores) == [decided_by]
@@ -63,7 +63,7 @@ def test_regression():
     targets = features["file:noise"][:, 5] + random.normal(size=300) * 0.1
     features["file:other"] = random.normal(size=(300, 8))
     ranking = rank_features(features, targets, kind="regression")
-    assert ranking.entries[-1].source == "file:other"
+    assert ranking.decided_by == "linear_probe" and ranking.entries[-1].source == "file:other"
     assert set(ranking.entries[0].scores) == {"linear_probe", "logme", "knn"}
     assert any("tmi is left out" in note for note in ranking.entries[0].notes)
     with pytest.raises(SettingError, match="cannot decide"):
@@ -99,7 +99,7 @@ def test_sample_is_stratified():
 def test_deadline_keeps_the_deciding_score():
     ranking = rank_features(*pool(), context=Context(deadline=time.monotonic() - 1))
     for entry in ranking.entries:
-        assert list(entry.scores) == ["linear_probe"]
+        assert list(entry.scores) == ["parc"]
         assert any("out of time" in note for note in entry.notes)
 
 

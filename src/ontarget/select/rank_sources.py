@@ -147,7 +147,7 @@ def _ranking_key(
     if any(entry is None for entry in stamps):
         return None
     return key_of(
-        "ranking-2", __version__, data.fingerprint, list(locators), stamps, max_length, RANKING_ROWS, list(more_scores)
+        "ranking-3", __version__, data.fingerprint, list(locators), stamps, max_length, RANKING_ROWS, list(more_scores)
     )
 
 
