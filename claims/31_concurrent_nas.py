@@ -37,7 +37,6 @@ SEEDS = 10
 MEASURE = "share of the hypervolume"
 
 BUDGET_EVALUATIONS, MOST, POPULATION, ENOUGH = 60, 400, 20, 0.95
-GROUP = 42  # networks that are timed in turn
 TRAIN, VALIDATION, EPOCHS, CALIBRATION = 6000, 1000, 24, 512
 SPACE: dict[str, Any] = {
     "image_size": 28, "channels": 1, "outputs": 10, "stages": ((16, 2, 2), (32, 2, 2)), "stem_width": (16, 1),
@@ -66,7 +65,7 @@ def tabulated() -> dict[Code, list[float]]:
     from ontarget.device import describe
     from ontarget.pool.cache import cached_json, key_of
 
-    sizes = str((SPACE, TRAIN, VALIDATION, EPOCHS, CALIBRATION, GROUP))
+    sizes = str((SPACE, TRAIN, VALIDATION, EPOCHS, CALIBRATION))
     device = describe()
     here = str([device[name] for name in ("cpu", "cores", "onnxruntime")])
     errors, _ = cached_json(key_of("31 errors", sizes, inspect.getsource(_errors)), _errors, room="claims")
@@ -117,20 +116,18 @@ def _errors() -> list[float]:
 
 
 def _times() -> list[list[float]]:
-    """Milliseconds at 1 and 2 threads; networks of a group in turn, so that what disturbs one disturbs all."""
+    """Milliseconds at 1 and 2 threads; all networks in turn, so that what disturbs one disturbs all.
+
+    In groups one after the other, networks of different groups were up to a tenth apart for the machine's sake.
+    """
     from ontarget.latency_table import Maker, Setting, time_builds
 
-    space, codes = space_of().eval(), every_code()
-    times: list[list[float]] = [[] for _ in codes]
-    mixed = np.random.default_rng(0).permutation(len(codes))
+    space, times = space_of().eval(), []
     for threads in (1, 2):
         setting = Setting(threads=threads)
-        for at in range(0, len(codes), GROUP):
-            group = mixed[at : at + GROUP]
-            makers = [Maker(space.slice(codes[place]), space.example(1), setting) for place in group]
-            for place, ms in zip(group, time_builds(makers, setting), strict=True):
-                times[place].append(ms)
-    return times
+        makers = [Maker(space.slice(code), space.example(1), setting) for code in every_code()]
+        times.append(time_builds(makers, setting))
+    return [list(pair) for pair in zip(*times, strict=True)]
 
 
 class Asked:
