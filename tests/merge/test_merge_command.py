@@ -57,6 +57,7 @@ def test_models_are_merged_and_the_plan_does_it_again(folder: Path) -> None:
         (["one", "two", "-m", "ties"], "needs the base"),
         (["one", "two", "-w", "1"], "2 models and 1 weights"),
         (["one", "three"], "There is no 'three'"),
+        (["one", "one"], "'one' is named twice"),
         (["one", "two", "--base", "base", "-m", "ties", "--density", "1.5"], "(?s)density is 1.5.*above 0 to 1"),
         (["one", "two", "--base", "base", "-m", "ties", "--gamma", "0.1"], "ties has no parameter 'gamma'"),
         (["one", "-m", "layer_swapping"], "the task expert and the language expert"),

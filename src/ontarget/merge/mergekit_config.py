@@ -58,6 +58,11 @@ class MergePlan(BaseModel):
     def _consistent(self) -> MergePlan:
         if bool(self.models) == bool(self.slices):
             raise ValueError("give models or slices, not both")
+        listed = [[model.model for model in self.models]]
+        listed += [[source.model for source in part.sources] for part in self.slices]
+        for names in listed:
+            if len(set(names)) < len(names):
+                raise ValueError(f"'{max(names, key=names.count)}' is named twice: add its weights up")
         if self.merge_method not in METHODS:
             hint = nearest(self.merge_method, METHODS)
             raise ValueError(f"merge_method '{self.merge_method}' is not one of {', '.join(METHODS)} {hint}".rstrip())
@@ -145,10 +150,7 @@ def read_plan(path: Path) -> MergePlan:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise DataError(f"'{path}' cannot be read: {error}.", next_step="check the file") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, entry['loc'])) or 'plan'}: {entry['msg']}" for entry in error.errors()
-        )
-        raise SettingError(f"'{path}' is no merge plan that can be used: {problems}.", option=str(path)) from error
+        raise _refused(error, str(path)) from error
     return plan
 
 
@@ -162,9 +164,17 @@ def write_plan(plan: MergePlan) -> str:
 def plan_of(
     method: str, models: Sequence[str], weights: Sequence[float], *, base: str | None = None, **settings: float | bool
 ) -> MergePlan:
-    """A plan with one weight a model and settings for all."""
-    return MergePlan(
-        merge_method=method, base_model=base, parameters=dict(settings),
-        models=[PlannedModel(model=model, parameters={"weight": weight})
-                for model, weight in zip(models, weights, strict=True)],
-    )  # fmt: skip
+    """A plan with one weight a model and settings for all. Raises SettingError."""
+    try:
+        return MergePlan(
+            merge_method=method, base_model=base, parameters=dict(settings),
+            models=[PlannedModel(model=model, parameters={"weight": weight})
+                    for model, weight in zip(models, weights, strict=True)],
+        )  # fmt: skip
+    except ValidationError as error:
+        raise _refused(error, "the command line") from error
+
+
+def _refused(error: ValidationError, where: str) -> SettingError:
+    problems = "; ".join(f"{'.'.join(map(str, entry['loc'])) or 'plan'}: {entry['msg']}" for entry in error.errors())
+    return SettingError(f"{where} gives no merge plan that can be used: {problems}.", option=where)
