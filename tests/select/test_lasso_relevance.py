@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Lasso
 
@@ -66,10 +66,14 @@ def test_hand_worked_plans():
     # Prices 1, 1, 4: shares 3 : 0 : 1/2 cost 3 : 0 : 2, so 80 buys 48 and 8.
     assert sampling_plan(relevance, 80, floor=0, prices=np.array([1.0, 1, 4])).tolist() == [48, 0, 8]
     assert sampling_plan(np.zeros(4), 80).tolist() == [20, 20, 20, 20]
+    for factor in (1e-300, 1e300):
+        assert sampling_plan(factor * relevance, 80, floor=0, strategy="l2").tolist() == [72, 0, 8]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 5), min_size=1, max_size=9), st.integers(20, 999), st.integers(0, 2), st.booleans())
+@example([2.3e-308], 20, 0, False)
+@example([5e-324, 1.0], 20, 0, True)
 def test_budget_is_kept_and_used(values, budget, floor, priced):
     prices = np.arange(1.0, len(values) + 1) if priced else np.ones(len(values))
     if floor * prices.sum() > budget:

@@ -121,6 +121,8 @@ def sampling_plan(
     price = np.ones(tasks) if prices is None else np.asarray(prices, dtype=np.float64)
     if price.shape != (tasks,) or not (price > 0).all():
         raise SettingError("Prices must be positive, one a task.", option="prices")
+    largest = float(np.abs(relevance).max())
+    relevance = relevance / largest if largest else relevance  # shares alone count; tiny and huge ones do not overflow
     shares = {"l1": np.abs(relevance) / np.sqrt(price), "l2": relevance**2, "passive": np.ones(tasks)}[strategy]
     if not shares.any():
         shares = np.ones(tasks)
