@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -66,7 +67,7 @@ def intruders(
                 write_repaired(before, after, audit, tried, folder, copy_from=copied, context=context)
                 rows.append({"factor": tried, "proxy_loss": losses(folder, texts["proxy"]),
                              "target_loss": losses(folder, texts["target"])})  # fmt: skip
-                _remove(folder)
+                shutil.rmtree(folder)
             at_base = {name: losses(folder_of(before), lines) for name, lines in texts.items()}
             audit = replace(audit, repairs=tuple(rows), base_losses=at_base, chosen=choose_factor(rows))
         wanted = factor if factor is not None else audit.chosen
@@ -92,9 +93,3 @@ def _lines(path: Path) -> list[str]:
     if not found:
         raise DataError(f"'{path}' has no text.", allowed="a text on each line")
     return found
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder)

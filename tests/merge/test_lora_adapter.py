@@ -121,6 +121,10 @@ def _config(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
+def _pissa(folder: Path) -> None:
+    _config(folder, init_lora_weights="pissa")
+
+
 def _pickled(folder: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
@@ -147,6 +151,7 @@ def _more(folder: Path) -> None:
     ("change", "message"),
     [
         (_kind, "of peft's kind IA3"), (_unknown, "sets use_kasa = True, which is not known here"),
+        (_pissa, "sets init_lora_weights = 'pissa', which is not known here"),
         (_pickled, "only pickled weights, which can run code"), (_other_base, "changes '.*query.weight', which"),
         (_other_shape, r"of shape \(48, 24\)|of shape"), (_more, "lora_diag.*not known here"),
     ],

@@ -167,7 +167,7 @@ def test_parameters_of_a_plan(tmp_path: Path) -> None:
         "  - model: base\n  - model: one\n    parameters: {weight: [0, 1], density: 0.3}\n"
     )
     plan = read_plan(tmp_path / "plan.yml")
-    assert plan.locators() == ["one"]
+    assert plan.locators() == ["base", "one"]
     assert plan.value("one", "weight", name, 3) == 0.5 and plan.value("one", "density", name, 3) == 0.3
     assert plan.value("one", "weight", "model.embed_tokens.weight", 3) == 0.0
     assert plan.value("one", "weight", "lm_head.weight", 3) == 1.0
@@ -276,3 +276,17 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
     (tmp_path / "y.safetensors").write_bytes(b"\xff" * 8 + b"{}")
     with pytest.raises(DataError, match="its header does not fit"):
         SafetensorsReader(tmp_path / "y.safetensors")
+
+
+def test_a_listed_base_has_no_part_and_rescaling_is_not_passed_over(family: Any, tmp_path: Path) -> None:
+    base, one, two = family
+    plan = plan_of("ties", [str(one), str(two)], [1, 1], base=str(base), density=0.5)
+    listed = plan.model_dump(exclude_defaults=True)
+    listed["models"] = [{"model": str(base)}, *listed["models"]]
+    first, second = (
+        state(merge_models(given, tmp_path / name))
+        for name, given in (("first", plan), ("second", MergePlan.model_validate(listed)))
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    with pytest.raises(SettingError, match="rescale is True with ties"):
+        merge_models(plan.model_copy(update={"parameters": {"rescale": True}}), tmp_path / "third")

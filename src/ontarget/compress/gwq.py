@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -105,16 +106,12 @@ def quantized(weight: Tensor, kept: Tensor, *, bits: int = 3, group: int = 64) -
 
 def pack(codes: Tensor, bits: int) -> Tensor:
     """uint8 (m, ceil(n bits / 8)): the codes of a row behind one another, lowest bit first."""
-    import numpy as np
-
     each = (codes.numpy()[..., None] >> np.arange(bits, dtype=np.uint8)) & 1
     return torch.from_numpy(np.packbits(each.reshape(len(codes), -1), axis=1, bitorder="little"))
 
 
 def unpack(packed: Tensor, bits: int, inputs: int) -> Tensor:
     """The codes, uint8 (m, inputs), of what `pack` gave."""
-    import numpy as np
-
     flat = np.unpackbits(packed.numpy(), axis=1, bitorder="little", count=inputs * bits)
     each = flat.reshape(len(flat), inputs, bits)
     return torch.from_numpy((each << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8))

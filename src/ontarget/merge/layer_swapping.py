@@ -1,10 +1,9 @@
-"""Layer swapping: a task model in another language, from the outer layers of a language expert and the middle of a task
-expert.
+"""Layer swapping: the outer layers of a language expert around the middle layers of a task expert.
 
 Bandarkar, Muller, Yuvraj, Hou, Singhal, Lv, Liu, "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language
 Models", ICLR 2025, arXiv 2410.01335; no official code.
 Claim: above both experts and above their average, without task data in the language. Left out: its "reverse" control.
-Checked: tests/merge/test_merge_checkpoints.py, claims/39_layer_swapping.py.
+Checked: tests/merge/test_merge_checkpoints.py; its claim is not written yet.
 
 Layers 0 .. b-1 and L-u .. L-1 are the language expert's, the next t_b and t_u ones averages, the others
 the task expert's; embeddings, last norm and head the language expert's (choice, as is 1/2 in the averages).
@@ -13,7 +12,6 @@ the task expert's; embeddings, last norm and head the language expert's (choice,
 from __future__ import annotations
 
 from ontarget.errors import SettingError
-from ontarget.merge.layer_names import layer_of
 
 
 def layer_swapping(
@@ -35,9 +33,3 @@ def layer_swapping(
         )  # fmt: skip
     middle = layers - bottom - top - 2 * transition
     return (1.0,) * bottom + (0.5,) * transition + (0.0,) * middle + (0.5,) * transition + (1.0,) * top
-
-
-def share_of_language(name: str, shares: tuple[float, ...]) -> float:
-    """Of a tensor, by its name; what belongs to no layer is the language expert's."""
-    layer = layer_of(name)
-    return 1.0 if layer is None else shares[layer]

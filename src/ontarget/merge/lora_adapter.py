@@ -29,12 +29,13 @@ PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.lora_(A|B|magnitude_vector|embedding_A|embedding_B|bias|B\.bias)(?:\.weight)?")
 # What may be set without changing how W' comes about from A, B, magnitudes, biases and saved modules.
 HARMLESS = {
-    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
-    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "megatron_config", "megatron_core",
-    "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "runtime_config", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora", "lora_ga_config",
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "layers_pattern", "layers_to_transform", "lora_alpha",
+    "lora_dropout", "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r",
+    "rank_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora",
 }  # fmt: skip
+# Ways to begin that leave the base as it is; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA take a part out of its weights.
+BEGINNINGS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class LoraAdapter:
         if kind != "LORA":
             raise SettingError(f"'{self.title}' is of peft's kind {kind}.", allowed="LORA (with rsLoRA, DoRA, biases)")
         for name, value in self.config.items():
-            if name not in HARMLESS and value not in (None, False, [], {}, ""):
+            known = value in BEGINNINGS if name == "init_lora_weights" else name in HARMLESS
+            if not known and value not in (None, False, [], {}, ""):
                 raise SettingError(
                     f"'{self.title}' sets {name} = {value!r}, which is not known here.",
                     allowed="LoRA, rsLoRA, DoRA, biases, saved modules",
@@ -112,11 +114,9 @@ class LoraAdapter:
                                    allowed="linear layers and embeddings")  # fmt: skip
             embedding = "embedding_A" in found_parts  # (r, V) and (D, r), for a weight (V, D)
             deltas[module] = Delta(a, b, self._scale(module, a.shape[0]),
-                                   found_parts.get("magnitude_vector"), embedding or self._transposed())  # fmt: skip
+                                   found_parts.get("magnitude_vector"),
+                                   embedding or bool(self.config.get("fan_in_fan_out")))  # fmt: skip
         return deltas, replaced
-
-    def _transposed(self) -> bool:
-        return bool(self.config.get("fan_in_fan_out"))
 
     def _scale(self, module: str, rank: int) -> float:
         def of(pattern: Any, default: float) -> float:
@@ -230,7 +230,8 @@ def merge_adapters(adapters: Sequence[LoraAdapter], weights: Sequence[float], ou
     rank = max(ranks.values())
     own = {module: value for module, value in ranks.items() if value != rank}
     config = {**adapters[0].config, "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": own,
-              "alpha_pattern": own, "target_modules": modules}  # fmt: skip
+              "alpha_pattern": own, "target_modules": modules, "init_lora_weights": True, "exclude_modules": None,
+              "layers_to_transform": None, "layers_pattern": None}  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     shapes = {name: ("F32", tuple(value.shape)) for name, value in tensors.items()}
     with SafetensorsWriter(output / WEIGHTS, shapes, {"format": "pt"}) as writer:

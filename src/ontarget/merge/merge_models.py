@@ -1,4 +1,4 @@
-"""`ontarget merge`: from a plan to a merged model's folder. Every check comes before the first tensor is merged."""
+"""`ontarget merge`: from a plan to a merged model's folder. Names, shapes and tokenizers are checked before merging."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ontarget.merge import average, breadcrumbs, dare, task_arithmetic, ties
 from ontarget.merge._contract import Rule
 from ontarget.merge.checkpoint import Checkpoint, Weights, check_same_tokenizer
 from ontarget.merge.layer_names import layer_count
-from ontarget.merge.layer_swapping import layer_swapping, share_of_language
+from ontarget.merge.layer_swapping import layer_swapping
 from ontarget.merge.lora_adapter import CONFIG, LoraAdapter
 from ontarget.merge.merge_checkpoints import Ingredient, merge_checkpoints
-from ontarget.merge.mergekit_config import MergePlan, PlannedModel, PlannedSlice, PlannedSource, write_plan
+from ontarget.merge.mergekit_config import MergePlan, PlannedSlice, PlannedSource, write_plan
 from ontarget.values import Context
 
 RULES: dict[str, Rule] = {
@@ -28,14 +28,13 @@ def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Conte
     """Merge by a plan into the new folder ``output``, with config, tokenizer and the plan beside the weights.
 
     Models are folders, .safetensors files, ``zoo:`` and ``hub:`` locators, each with ``+adapter`` for a LoRA on it, or
-    adapters alone where the plan names their base. Raises DataError, SettingError, RunError before anything is written.
+    adapters alone where the plan names their base. Raises DataError, SettingError, RunError, and leaves nothing then.
     """
     rule = RULES[plan.merge_method]
     base = open_weights(plan.base_model, None) if plan.base_model else None
-    opened = {locator: open_weights(locator, base) for locator in plan.locators()}
-    if plan.base_model and not rule.needs_base and _mentions(plan, plan.base_model):
-        assert base is not None
-        opened[plan.base_model] = base
+    # A base that is listed among the models, as mergekit's plans do, has no task vector.
+    listed = [name for name in plan.locators() if not (rule.needs_base and name == plan.base_model)]
+    opened = {name: base if base and name == plan.base_model else open_weights(name, base) for name in listed}
     if not opened:
         raise SettingError("The plan merges no model.", option="models", next_step="name one or more beside the base")
     folders = {title: folder_of(one) for title, one in opened.items()} | (
@@ -55,7 +54,7 @@ def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Conte
         value = partial(plan.value, locator, layers=layers)
         if value("weight", next(iter(first.entries))) is None and len(opened) > 1:
             raise SettingError(f"'{locator}' has no weight in the plan.", option="weight", next_step="give one")
-        own = {name: partial(_setting, value, name) for name in rule.of_model}
+        own = {name: partial(value, name) for name in rule.of_model}
         models.append(Ingredient(weights, partial(_weight, value), own))
     known = {"weight", "rescale", "int8_mask", *rule.of_model, *rule.of_all}
     for name in plan.named_parameters():
@@ -64,6 +63,12 @@ def merge_models(plan: MergePlan, output: Path, *, seed: int = 0, context: Conte
                 f"{plan.merge_method} has no parameter '{name}'.", allowed=", ".join(sorted(known)), option=name,
                 next_step=nearest(name, known),
             )  # fmt: skip
+    rescale = plan.parameters.get("rescale")
+    if rescale is not None and bool(rescale) != plan.merge_method.startswith("dare"):
+        raise SettingError(
+            f"rescale is {rescale!r} with {plan.merge_method}.", option="rescale",
+            allowed="true for dare_linear and dare_ties, which rescale always; false for the others, which never do",
+        )  # fmt: skip
     shared = {name: told for name in rule.of_all if (told := _shared(plan, name)) is not None}
     return merge_checkpoints(
         rule, base if rule.needs_base else None, models, output, settings=shared, dtype=plan.out_dtype or plan.dtype,
@@ -83,7 +88,6 @@ def swap_plan(task: str, language: str, layers: int, **sizes: int | None) -> Mer
                        for model, weight in weights.items()]  # fmt: skip
             slices.append(PlannedSlice(sources=sources))
             start = at
-    assert share_of_language("lm_head.weight", shares) == 1.0
     if shares[0] != 1.0 or shares[-1] != 1.0:
         raise SettingError("bottom and top are 0.", allowed="1 or more: embeddings and head go with these layers")
     return MergePlan(merge_method="linear", slices=slices)
@@ -126,19 +130,9 @@ def folder_of(weights: Any) -> Path:
     return folder_of(weights.base) if hasattr(weights, "base") else Path(weights.folder)
 
 
-def _mentions(plan: MergePlan, locator: str) -> bool:
-    models: list[PlannedModel] = [*plan.models, *(source for part in plan.slices for source in part.sources)]
-    return any(model.model == locator for model in models)
-
-
 def _weight(value: Any, name: str) -> float:
     found = value("weight", name)
     return 1.0 if found is None else float(found)
-
-
-def _setting(value: Any, parameter: str, name: str) -> float | None:
-    found: float | None = value(parameter, name)
-    return found
 
 
 def _shared(plan: MergePlan, name: str) -> float | bool | None:

@@ -78,10 +78,10 @@ class MergePlan(BaseModel):
         return self
 
     def locators(self) -> list[str]:
-        """The models but the base, each once."""
+        """Every model that is listed, each once."""
         found = [model.model for model in self.models]
         found += [source.model for part in self.slices for source in part.sources]
-        return [name for name in dict.fromkeys(found) if name != self.base_model]
+        return list(dict.fromkeys(found))
 
     def named_parameters(self) -> list[str]:
         """Every parameter that the plan sets somewhere."""
