@@ -231,6 +231,14 @@ def _tokenizer(folder: Path) -> None:
     path.write_text(path.read_text().replace('"w7"', '"v7"'))
 
 
+def _outside(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../base/model.safetensors"}}')
+
+
+def _no_names(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": ["model.safetensors"]}}')
+
+
 def _cut(folder: Path) -> None:
     path = folder / "model.safetensors"
     os.truncate(path, path.stat().st_size - 100)
@@ -245,6 +253,8 @@ def _cut(folder: Path) -> None:
         (_pickled, "pickled weights alone"),
         (_cut, "cut off, damaged.*it should have"),
         (_tokenizer, "token 'v7' is missing and 7"),
+        (_outside, "points outside of its folder"),
+        (_no_names, "no weight_map of names"),
     ],
 )
 def test_bad_models_are_named_and_nothing_is_left(change: Any, message: str, family: Any, tmp_path: Path) -> None:

@@ -29,27 +29,22 @@ class Weights(Protocol):
 
 
 class Checkpoint:
-    """The tensors of a folder, or of one .safetensors file. config: of config.json, empty without one.
+    """The tensors of a folder, or of one .safetensors file.
 
     Raises DataError: nothing there, pickled weights alone, a damaged file, an index that does not fit its files.
     """
 
     def __init__(self, folder: Path, title: str = "") -> None:
         self.folder, self.title = folder, title or str(folder)
-        self._readers = [SafetensorsReader(path) for path in _files(folder, self.title)]
-        self._of = {name: reader for reader in self._readers for name in reader.entries}
+        readers = [SafetensorsReader(path) for path in _files(folder, self.title)]
+        self._of = {name: reader for reader in readers for name in reader.entries}
         self.entries = {name: reader.entries[name] for name, reader in self._of.items()}
-        if sum(len(reader.entries) for reader in self._readers) != len(self.entries):
+        if sum(len(reader.entries) for reader in readers) != len(self.entries):
             raise DataError(f"'{self.title}' has a tensor in two of its files.", next_step="fetch the model again")
-        self.config = read_json(folder / "config.json") if folder.is_dir() and (folder / "config.json").exists() else {}
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Elements of a tensor's flat form, as they are stored."""
         return self._of[name].read(name, start, stop)
-
-    def close(self) -> None:
-        for reader in self._readers:
-            reader.close()
 
 
 def _files(folder: Path, title: str) -> list[Path]:
@@ -63,9 +58,12 @@ def _files(folder: Path, title: str) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"There is no '{folder}'.", next_step="check the path")
     if (folder / INDEX).exists():
-        names = sorted(set(read_json(folder / INDEX).get("weight_map", {}).values()))
+        named = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+            raise DataError(f"'{folder / INDEX}' has no weight_map of names.", next_step="fetch the model again")
+        names = sorted(set(named.values()))
         for name in names:
-            if not isinstance(name, str) or Path(name).name != name:
+            if Path(name).name != name:
                 raise DataError(f"'{folder / INDEX}' points outside of its folder: {name!r}.")
             if not (folder / name).exists():
                 raise DataError(f"'{folder}' lacks its file '{name}'.", next_step="fetch the model again")
