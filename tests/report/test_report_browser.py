@@ -26,8 +26,16 @@ def find(browser: Any, selector: str) -> list[Any]:
 
 
 def reveal(browser: Any, element: Any) -> Any:
-    """The element, scrolled to the middle of the window, where the page's header does not cover it."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+    """The element, scrolled to the middle of the window, where the page's header does not cover it.
+
+    Scrolling hides the tooltip, and its event comes with a later frame: two frames are waited for, or a move made
+    at once would be undone by it on a busy machine.
+    """
+    browser.execute_async_script(
+        "arguments[0].scrollIntoView({block: 'center', behavior: 'instant'});"
+        "requestAnimationFrame(() => requestAnimationFrame(() => arguments[1]()))",
+        element,
+    )
     return element
 
 
