@@ -12,13 +12,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ontarget.errors import DataError, SettingError, nearest
 
 Modality = Literal["text", "image", "features"]
-Kind = Literal["classification", "regression"]
-Metric = Literal["accuracy", "balanced_accuracy", "macro_f1", "r2", "neg_mae", "neg_rmse", "spearman"]
+Kind = Literal["classification", "regression", "generation"]
+Metric = Literal[
+    "accuracy", "balanced_accuracy", "macro_f1", "r2", "neg_mae", "neg_rmse", "spearman",
+    "exact_match", "last_number", "token_f1", "rouge_l", "checker", "neg_perplexity",
+]  # fmt: skip
 
 CLASSIFICATION_METRICS: tuple[str, ...] = ("accuracy", "balanced_accuracy", "macro_f1")
 REGRESSION_METRICS: tuple[str, ...] = ("r2", "neg_mae", "neg_rmse", "spearman")
+GENERATION_METRICS: tuple[str, ...] = (
+    "exact_match", "last_number", "token_f1", "rouge_l", "checker", "neg_perplexity"
+)  # fmt: skip
 
-PATHS = ("data", "validation", "test", "corrections")  # fields of Task that may be paths
+PATHS = ("data", "validation", "test", "corrections", "checker")  # fields of Task that may be paths
 
 
 class Limits(BaseModel):
@@ -52,6 +58,9 @@ class Task(BaseModel):
     corrections: CSV of rows to check again, as `ontarget labels` writes it and a person has filled it: the labels in
         its column "corrected" take the place of those of ``data``.
     batch_size, max_length: the shape at which the deployed model will be called (rows; tokens).
+    checker: a Python file with ``check(prompt, answer, references)``, which says how good an answer is, 0 to 1; with
+        it, or a metric of generated text, the task is a generation. Its ``target`` column holds reference answers.
+    instruction: what a language model is told before every prompt. max_new_tokens: longest answer; by the references.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
@@ -72,14 +81,22 @@ class Task(BaseModel):
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=1, ge=1, le=4096)
     max_length: int | None = Field(default=None, ge=4, le=8192)
+    checker: str | None = None
+    instruction: str = ""
+    max_new_tokens: int | None = Field(default=None, ge=1, le=32768)
     name: str = ""
+
+    @property
+    def generates(self) -> bool:
+        """Whether the task is to write text: it says so itself, by its metric, or by having a checker."""
+        return self.kind == "generation" or self.checker is not None or self.metric in GENERATION_METRICS
 
     @field_validator("input", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
-    @field_validator("data", "validation", "test", "corrections", mode="before")
+    @field_validator("data", "validation", "test", "corrections", "checker", mode="before")
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value

@@ -109,6 +109,45 @@ class TargetData:
 
 
 @dataclass(frozen=True)
+class Prompts:
+    """Rows of one split of a generation task.
+
+    prompts: N texts. references: for each, the answers that are right, none or more. rows: (N,) int64, as in Examples.
+    """
+
+    prompts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...]
+    rows: Array
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, positions: Sequence[int] | Array) -> Prompts:
+        """The given positions, in that order."""
+        at = [int(position) for position in positions]
+        return Prompts(tuple(self.prompts[row] for row in at), tuple(self.references[row] for row in at), self.rows[at])
+
+
+@dataclass(frozen=True)
+class GenerationData:
+    """A generation task's data after reading, checking and splitting.
+
+    checker: path of the checker's file, or "". max_new_tokens: longest answer, or None: by the references' tokens.
+    fingerprint: hex digest of all prompts, references, split membership and the checker's content.
+    """
+
+    metric: str
+    train: Prompts
+    validation: Prompts
+    test: Prompts
+    fingerprint: str
+    checker: str = ""
+    instruction: str = ""
+    max_new_tokens: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What a model costs on this device. Milliseconds, 2**20 bytes. Latency is one call of ``batch_size`` rows."""
 
