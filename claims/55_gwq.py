@@ -64,7 +64,7 @@ def loaded() -> tuple[Any, Any]:
     """SmolLM2-135M as a causal language model, and its tokenizer."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from ontarget.merge.merge_models import local_folder
+    from ontarget.pool.language_models import local_folder
 
     folder = local_folder("zoo:smollm2-135m")
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(

@@ -39,10 +39,13 @@ Data = Annotated[
 Input = Annotated[list[str] | None, typer.Option("--input", "-i", help="Input column; twice for two text fields")]
 Target = Annotated[str, typer.Option("--target", "-t", help="Column to predict; empty cells are unlabelled rows")]
 Modality = Annotated[str | None, typer.Option(help="text, image or features; inferred")]
-Kind = Annotated[str | None, typer.Option(help="classification or regression; inferred")]
+Kind = Annotated[str | None, typer.Option(help="classification or regression (inferred), or generation")]
 Metric = Annotated[
     str | None,
-    typer.Option(help="accuracy, balanced_accuracy, macro_f1; r2, neg_mae, neg_rmse, spearman"),
+    typer.Option(
+        help="accuracy, balanced_accuracy, macro_f1; r2, neg_mae, neg_rmse, spearman; exact_match, last_number,"
+        " token_f1, rouge_l, checker, neg_perplexity"
+    ),
 ]
 Split = Annotated[str | None, typer.Option(help="Column with the values train, validation, test")]
 Group = Annotated[str | None, typer.Option(help="Column whose groups must not be torn apart by splits")]
@@ -105,6 +108,11 @@ def fit(
         float,
         typer.Option(help="Share of the budget, up to 0.9, for a search of networks made for this device (0: none)"),
     ] = 0.0,
+    checker: Annotated[
+        Path | None, typer.Option(help="Generation: Python file with check(prompt, answer, references) -> 0 to 1")
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="Generation: what the model is told before every prompt")] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(help="Generation: longest answer, tokens")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Find, train, compress and prove the best model for DATA within the limits.
@@ -116,6 +124,9 @@ def fit(
     `ontarget fit photos/ --budget 5m` (a folder of class folders)
 
     `ontarget fit photos/ --latency-ms 1 --budget 30m --search 0.6` (searches networks first, see `ontarget search`)
+
+    `ontarget fit questions.jsonl --kind generation --input question --target answer --budget 20m` (a language model;
+    --target may hold lists of right answers, --checker a Python file that judges them, run apart with limits)
 
     `ontarget fit --resume runs/reviews`
     """
@@ -139,7 +150,7 @@ def fit(
             fields = _given(
                 input=input, target=target, modality=modality, kind=kind, metric=metric, split=split, group=group,
                 validation=validation, test=test, corrections=corrections, batch_size=batch_size,
-                max_length=max_length,
+                max_length=max_length, checker=checker, instruction=instruction, max_new_tokens=max_new_tokens,
             )  # fmt: skip
             if seed:
                 fields["seed"] = seed
@@ -307,14 +318,26 @@ def predict(
 
     from ontarget.data import read_inputs
     from ontarget.runtime import load_bundle
+    from ontarget.serve.language_bundle import is_language_bundle, load_language_bundle
 
-    loaded = load_bundle(bundle, threads=threads)
-    inputs, _ = read_inputs(data, input_columns=tuple(loaded.info["input_columns"]), modality=loaded.info["modality"])
-    predictions = loaded.predict(inputs)
+    if is_language_bundle(bundle):
+        from ontarget.progress import console_progress
+        from ontarget.values import Context
+
+        writer_model = load_language_bundle(bundle)
+        inputs, _ = read_inputs(data, input_columns=tuple(writer_model.info["input_columns"]), modality="text")
+        with console_progress() as progress:
+            answers = writer_model.answer(inputs, context=Context(progress=progress))
+        predictions: list[dict[str, Any]] = [{"answer": answer} for answer in answers]
+    else:
+        loaded = load_bundle(bundle, threads=threads)
+        columns = tuple(loaded.info["input_columns"])
+        inputs, _ = read_inputs(data, input_columns=columns, modality=loaded.info["modality"])
+        predictions = loaded.predict(inputs)
     stream = open(output, "w", newline="", encoding="utf-8") if output else sys.stdout
     try:
-        columns = [name for name in predictions[0] if name != "probabilities"] if predictions else []
-        writer = csv.DictWriter(stream, ["row", *columns], extrasaction="ignore")
+        shown = [name for name in predictions[0] if name != "probabilities"] if predictions else []
+        writer = csv.DictWriter(stream, ["row", *shown], extrasaction="ignore")
         writer.writeheader()
         writer.writerows({"row": row, **prediction} for row, prediction in enumerate(predictions))
     finally:

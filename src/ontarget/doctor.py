@@ -61,9 +61,11 @@ def check_bundle(path: Path) -> list[Check]:
     from ontarget.errors import RunError
     from ontarget.runtime import load_bundle
     from ontarget.runtime.bundle import BundleError
+    from ontarget.serve.language_bundle import is_language_bundle, load_language_bundle
 
     try:
-        result = load_bundle(path).self_test()
+        loaded = load_language_bundle(path) if is_language_bundle(path) else load_bundle(path)
+        result = loaded.self_test()
     except BundleError as error:
         raise RunError(str(error), option=str(path), next_step="make the bundle again or copy it anew") from error
     return [

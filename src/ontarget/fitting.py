@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ontarget.errors import RunError
+from ontarget.errors import RunError, SettingError
 from ontarget.plan.run_folder import RunFolder
 from ontarget.task import PATHS, Request, load_task, write_toml
-from ontarget.values import TargetData
+from ontarget.values import GenerationData, TargetData
 
 
 @dataclass(frozen=True)
@@ -33,17 +33,28 @@ class Run:
 
     @cached_property
     def _loaded(self) -> Any:
+        from ontarget.serve.language_bundle import is_language_bundle, load_language_bundle
+
+        if is_language_bundle(self.bundle):
+            return load_language_bundle(self.bundle)
         from ontarget.runtime import load_bundle
 
         return load_bundle(self.bundle)
 
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
-        """Predictions of the bundle: label and probabilities, or value, for each input."""
+        """Predictions of the bundle: label and probabilities, or value, or answer, for each input."""
+        if self.report.get("kind") == "generation":
+            return [{"answer": answer} for answer in self._loaded.answer(inputs)]
         predictions: list[dict[str, Any]] = self._loaded.predict(inputs)
         return predictions
 
     def print_summary(self) -> None:
         """The result in a few lines and where the report and the bundle are."""
+        if self.report.get("kind") == "generation":
+            from ontarget.report.generation_page import print_generation
+
+            print_generation(self.report, self.path)
+            return
         from ontarget.report.console import print_report
 
         print_report(self.report, self.path)
@@ -93,23 +104,34 @@ def fit(
     request = load_task(data, given)
     folder = RunFolder(run if run is not None else _new_folder(request))
     known = folder.path / "task.toml"
-    loaded = None
+    loaded: TargetData | GenerationData | None = None
     if not known.exists():
         from ontarget.data import load
-        from ontarget.data.snapshot import storable
+        from ontarget.data.snapshot import storable, storable_generation
         from ontarget.device import check_training_device
 
         if executor == "local":  # a cluster's nodes have accelerators of their own
             check_training_device(request.device)
 
-        loaded = load(request.task)  # every check of the data comes before the folder is made
-        if request.search:
+        if request.task.generates:
+            from ontarget.data.generation_data import load_generation
+
+            if request.search or executor != "local" or storage is not None:
+                raise SettingError("A generation task has no search of networks, and runs in this process.",
+                                   option="--search, --executor, --storage", next_step="leave them out")  # fmt: skip
+            loaded = load_generation(request.task)
+        else:
+            loaded = load(request.task)  # every check of the data comes before the folder is made
+        if request.search and isinstance(loaded, TargetData):
             from ontarget.search.search_networks import check_searchable
 
             check_searchable(loaded, request.search * request.limits.budget_s)
         folder.path.mkdir(parents=True, exist_ok=True)
-        stored = storable(request, loaded, folder.path / "data")
-        if stored is not request and loaded.modality == "image":
+        if isinstance(loaded, GenerationData):
+            stored = storable_generation(request, loaded, folder.path / "data")
+        else:
+            stored = storable(request, loaded, folder.path / "data")
+        if stored is not request and isinstance(loaded, TargetData) and loaded.modality == "image":
             # Arrays have become files: the run goes by what it reads back when it is resumed.
             loaded = replace(loaded, fingerprint=load(stored.task).fingerprint)
         request = stored
@@ -142,7 +164,7 @@ def resume(
 
 def _continue(
     folder: RunFolder,
-    data: TargetData | None,
+    data: TargetData | GenerationData | None,
     executor: str,
     ray_address: str | None,
     storage: str | None,
@@ -154,6 +176,16 @@ def _continue(
 
     request = load_task(folder.path / "task.toml")
     with folder.locked():
+        if request.task.generates:
+            from ontarget.generation_stages import GenerationStages
+
+            if isinstance(data, TargetData) or executor != "local" or storage is not None:
+                raise SettingError("A generation task runs in this process.", option="--executor, --storage",
+                                   next_step="leave them out")  # fmt: skip
+            writing = GenerationStages(folder, request, data, progress)
+            writing.run_stages()
+            return Run(folder.path, writing.report())
+        assert not isinstance(data, GenerationData)
         runner = make_executor(executor, address=ray_address, cores=request.threads or os.cpu_count() or 1)
         work = Stages(folder, request, data, runner, storage, progress)
         work.run_stages()

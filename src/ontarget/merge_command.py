@@ -50,8 +50,9 @@ def merge(
     from ontarget.cli import _given
     from ontarget.errors import SettingError, nearest
     from ontarget.merge.layer_names import layer_count
-    from ontarget.merge.merge_models import local_folder, merge_models, open_weights, swap_plan
+    from ontarget.merge.merge_models import merge_models, open_weights, swap_plan
     from ontarget.merge.mergekit_config import DTYPES, plan_of, read_plan
+    from ontarget.pool.language_models import local_folder
     from ontarget.progress import console_progress
     from ontarget.values import Context
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ontarget.errors import DataError, SettingError, nearest
 
 Modality = Literal["text", "image", "features"]
+LabelKind = Literal["classification", "regression"]
 Kind = Literal["classification", "regression", "generation"]
 Metric = Literal[
     "accuracy", "balanced_accuracy", "macro_f1", "r2", "neg_mae", "neg_rmse", "spearman",

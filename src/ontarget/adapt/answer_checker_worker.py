@@ -14,6 +14,8 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_RESULT_BYTES = 16 << 20, 64, 4096
@@ -37,17 +39,18 @@ def main() -> None:
         say(results, _in_child(check, json.loads(line), seconds, memory_mb))
 
 
-def say(stream: object, value: dict) -> None:
-    print(json.dumps(value), file=stream, flush=True)  # type: ignore[call-overload]
+def say(stream: Any, value: dict[str, Any]) -> None:
+    print(json.dumps(value), file=stream, flush=True)
 
 
-def _load(path: str):  # type: ignore[no-untyped-def]
-    names: dict = {"__name__": "checker", "__file__": path}
+def _load(path: str) -> Callable[[str, str, list[str]], object]:
+    names: dict[str, Any] = {"__name__": "checker", "__file__": path}
     with open(path, encoding="utf-8") as file:
         exec(compile(file.read(), path, "exec"), names)
     if not callable(names.get("check")):
         raise NameError("the file has no function check(prompt, answer, references)")
-    return names["check"]
+    check: Callable[[str, str, list[str]], object] = names["check"]
+    return check
 
 
 def _without_network() -> bool:
@@ -59,7 +62,9 @@ def _without_network() -> bool:
         return False
 
 
-def _in_child(check, row: dict, seconds: float, memory_mb: int) -> dict:  # type: ignore[no-untyped-def]
+def _in_child(
+    check: Callable[[str, str, list[str]], object], row: dict[str, Any], seconds: float, memory_mb: int
+) -> dict[str, Any]:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -91,7 +96,7 @@ def _in_child(check, row: dict, seconds: float, memory_mb: int) -> dict:  # type
         os.waitpid(child, 0)
 
 
-def _result(reading: int, until: float, seconds: float) -> dict:
+def _result(reading: int, until: float, seconds: float) -> dict[str, Any]:
     parts = b""
     while True:
         ready, _, _ = select.select([reading], [], [], max(0.0, until - time.monotonic()))
@@ -102,13 +107,14 @@ def _result(reading: int, until: float, seconds: float) -> dict:
             break
         parts += part
         try:
-            return json.loads(parts)
+            found: dict[str, Any] = json.loads(parts)
+            return found
         except ValueError:
             continue
     return {"score": 0.0, "reason": "its process died (memory, a crash, or an exit)"}
 
 
-def _score(value: object) -> dict:
+def _score(value: object) -> dict[str, Any]:
     if isinstance(value, (bool, int, float)) and math.isfinite(value) and 0 <= value <= 1:
         return {"score": float(value), "reason": ""}
     return {"score": 0.0, "reason": f"check returned {str(value)[:80]!r}, not True, False or a number from 0 to 1"}

@@ -74,6 +74,25 @@ def vader(domain: Literal["movies", "products", "editorials", "tweets"]) -> pd.D
     return _counted(table, _VADER[domain][1], domain)
 
 
+def vader_words() -> pd.DataFrame:
+    """English words with their sentiment: columns word (str, letters alone), sentiment (float64, -4 to 4).
+
+    Of the lexicon in vaderSentiment 3.3.2 (Hutto and Gilbert, ICWSM 2014, MIT); emoticons are left out.
+    """
+
+    def build(folder: Path) -> pd.DataFrame:
+        import pandas as pd
+
+        archive = packages.pip_archive("vaderSentiment==3.3.2", _VADER_SHA256, folder, source=True)
+        name = "vaderSentiment-3.3.2/vaderSentiment/vader_lexicon.txt"
+        lines = packages.members(archive, [name])[name].decode("utf-8").splitlines()
+        rows = [line.split("\t")[:2] for line in lines if line]
+        found = [(word, float(score)) for word, score in rows if word.isascii() and word.isalpha()]
+        return pd.DataFrame(found, columns=["word", "sentiment"])
+
+    return stored_table("vader_words", build)
+
+
 def digits() -> tuple[Array, Array]:
     """Handwritten digits: images (5000, 28, 28) uint8, white on black, and labels (5000,) int64, 500 of each.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ontarget.task import Request
-from ontarget.values import Examples, TargetData
+from ontarget.values import Examples, GenerationData, TargetData
 
 MADE_SPLIT = "ontarget_split"  # column of splits that were made here: validation rows may be trained on in the end
 
@@ -54,6 +54,23 @@ def storable(request: Request, data: TargetData, folder: Path) -> Request:
         request, data=str(path), input=tuple(columns), target="target", split=split, modality=data.modality,
         kind=data.kind,
     )  # fmt: skip
+
+
+def storable_generation(request: Request, data: GenerationData, folder: Path) -> Request:
+    """As `storable`, for prompts and their references: a Parquet table with a column of lists."""
+    task = request.task
+    if all(part is None or isinstance(part, str) for part in (task.data, task.validation, task.test)):
+        return request
+    import pandas as pd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    rows = [(prompt, list(right), name) for name, part in parts.items()
+            for prompt, right in zip(part.prompts, part.references, strict=True)]  # fmt: skip
+    path = folder / "data.parquet"
+    pd.DataFrame(rows, columns=["prompt", "answers", "split"]).to_parquet(path)
+    return _with(request, data=str(path), input=("prompt",), target="answers", split="split", kind="generation",
+                 metric=data.metric)  # fmt: skip
 
 
 def _target(data: TargetData, examples: Examples, at: int) -> Any:

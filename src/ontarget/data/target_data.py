@@ -42,6 +42,9 @@ def load(task: Task) -> TargetData:
     Raises DataError with all mistakes that were found, naming files, columns and rows (counted from 0); SettingError
     for options that contradict each other; MissingExtra for hub data without `datasets`.
     """
+    if task.generates or task.kind == "generation":
+        raise SettingError("This is a generation task, and labels are needed here.", option="kind, metric, checker",
+                           next_step="specialise a language model with `ontarget fit`")  # fmt: skip
     problems: list[str] = []
     tables = [read(task.data)]
     extra = [(name, source) for name, source in (("validation", task.validation), ("test", task.test))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ontarget.data.problems import Rows, listed
-from ontarget.task import Kind
+from ontarget.task import LabelKind
 from ontarget.values import Array
 
 MAX_NUMBER_CLASSES = 20
@@ -30,7 +30,7 @@ _CODE = re.compile(r"[+-]?0\d")  # "007" is a name
 class Targets:
     """kind and classes (sorted by `natural_key`); values: (N,) int64 class indices or float64; labelled: (N,)."""
 
-    kind: Kind
+    kind: LabelKind
     classes: tuple[str, ...]
     values: Array
     labelled: Array
@@ -48,7 +48,7 @@ def natural_key(name: str) -> tuple[Any, ...]:
     )
 
 
-def encode_targets(column: pd.Series, name: str, kind: Kind | None, rows: Rows, problems: list[str]) -> Targets:
+def encode_targets(column: pd.Series, name: str, kind: LabelKind | None, rows: Rows, problems: list[str]) -> Targets:
     """Values of the target column ``name``; mistakes are added to ``problems``, with their rows."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.cat.categories.dtype)
@@ -108,7 +108,7 @@ def _are_classes(numbers: Array) -> bool:
 
 
 def _numbers_of_texts(
-    values: Array, known: Array, name: str, kind: Kind | None, rows: Rows, problems: list[str]
+    values: Array, known: Array, name: str, kind: LabelKind | None, rows: Rows, problems: list[str]
 ) -> Array | None:
     """The numbers that the texts write, or None where they are names."""
     texts = [value.strip() for value in values]

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ontarget.errors import DataError, SettingError, nearest
+from ontarget.errors import SettingError, nearest
 from ontarget.merge import average, breadcrumbs, dare, task_arithmetic, ties
 from ontarget.merge._contract import Rule
 from ontarget.merge.checkpoint import Checkpoint, Weights, check_same_tokenizer
@@ -15,6 +15,7 @@ from ontarget.merge.layer_swapping import layer_swapping
 from ontarget.merge.lora_adapter import CONFIG, LoraAdapter
 from ontarget.merge.merge_checkpoints import Ingredient, merge_checkpoints
 from ontarget.merge.mergekit_config import MergePlan, PlannedSlice, PlannedSource, write_plan
+from ontarget.pool.language_models import local_folder
 from ontarget.values import Context
 
 RULES: dict[str, Rule] = {
@@ -103,26 +104,6 @@ def open_weights(locator: str, base: Weights | None) -> Weights:
         return LoraAdapter(folder).on(base)
     weights: Weights = Checkpoint(folder, whole)
     return LoraAdapter(local_folder(adapter)).on(weights) if adapter else weights
-
-
-def local_folder(locator: str) -> Path:
-    """Folder or file of a model; ``hub:`` is fetched, safetensors, config and tokenizer alone."""
-    if locator.startswith("hub:"):
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.safetensors", "*.json", "tokenizer*", "vocab*", "merges.txt"]
-        return Path(snapshot_download(locator.removeprefix("hub:"), allow_patterns=wanted))
-    if locator == "zoo:smollm2-135m":
-        from ontarget.pool import load, resolve
-        from ontarget.pool.cache import cache_folder
-
-        source = resolve(locator)
-        load(source)  # converts the package's file once
-        return cache_folder() / "converted" / source.requirement.replace("==", "-")
-    folder = Path(locator.removeprefix("file:"))
-    if not folder.exists():
-        raise DataError(f"There is no '{folder}'.", next_step="check the path, or write hub:org/name")
-    return folder
 
 
 def folder_of(weights: Any) -> Path:

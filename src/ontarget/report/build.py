@@ -64,7 +64,13 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def rebuild_report(folder: Path) -> Path:
     """Write ``report.html`` again from ``report.json``; returns its path. Raises RunError as `read_report`."""
-    return write_report(read_report(folder), folder)
+    report = read_report(folder)
+    if report.get("kind") == "generation":
+        from ontarget.report.generation_page import write_generation_page
+
+        write_generation_page(folder / "report.html", report)
+        return folder / "report.html"
+    return write_report(report, folder)
 
 
 def render(report: Mapping[str, Any]) -> str:

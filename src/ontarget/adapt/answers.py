@@ -1,0 +1,142 @@
+"""Answers of a language model to prompts, and how likely it finds given answers. Greedy, in batches of like length."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ontarget.errors import DataError
+from ontarget.values import Array, Context
+
+if TYPE_CHECKING:
+    from ontarget.pool.language_models import LanguageModel
+
+BATCH_TOKENS, BATCH_ROWS = 8192, 64  # of prompts and answers that are in memory at once (choice)
+
+
+def generate_answers(
+    source: LanguageModel,
+    prompts: Sequence[str],
+    *,
+    instruction: str = "",
+    max_new_tokens: int = 256,
+    kept: Path | None = None,
+    context: Context = Context(),
+) -> list[str]:
+    """The model's greedy answers, N texts, each up to its end or ``max_new_tokens`` tokens.
+
+    kept: a file that finished batches are appended to; what it holds is not generated again.
+    Raises DataError: a prompt that leaves no room for an answer.
+    """
+    import torch
+
+    encoded = [source.prompt_ids(prompt, instruction) for prompt in prompts]
+    longest = max(map(len, encoded), default=0)
+    if longest + max_new_tokens > source.window:
+        row = max(range(len(encoded)), key=lambda at: len(encoded[at]))
+        raise DataError(
+            f"Prompt {row} has {longest:,} tokens, and its answer may have {max_new_tokens:,}.",
+            allowed=f"{source.window:,} tokens together, the model's window", option="--max-new-tokens",
+            next_step="shorten the prompts or the answers",
+        )  # fmt: skip
+    answers = _known(kept, prompts, max_new_tokens)
+    left = [at for at in range(len(prompts)) if at not in answers]
+    left.sort(key=lambda at: -len(encoded[at]))  # the batch that needs most memory comes first
+    while left:
+        device = next(source.model.parameters()).device
+        if context.progress is not None:
+            context.progress(len(answers), len(prompts), "writing answers")
+        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (len(encoded[left[0]]) + max_new_tokens)))
+        batch, left = left[:rows], left[rows:]
+        width = len(encoded[batch[0]])
+        ids = torch.full((len(batch), width), source.stop_ids[0])
+        mask = torch.zeros_like(ids)
+        for row, at in enumerate(batch):
+            ids[row, width - len(encoded[at]) :] = torch.tensor(encoded[at])
+            mask[row, width - len(encoded[at]) :] = 1
+        with torch.inference_mode():
+            made = source.model.generate(
+                ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, do_sample=False,
+                temperature=None, top_p=None, top_k=None, eos_token_id=list(source.stop_ids),
+                pad_token_id=source.stop_ids[0],
+            )  # fmt: skip
+        new = {at: source.text(made[row, width:].tolist()) for row, at in enumerate(batch)}
+        _keep(kept, prompts, max_new_tokens, new)
+        answers.update(new)
+    return [answers[at] for at in range(len(prompts))]
+
+
+def answer_losses(
+    source: LanguageModel,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    instruction: str = "",
+    context: Context = Context(),
+) -> tuple[Array, Array]:
+    """Sum of -log p over each answer's tokens (nats, its end counts), and how many they are: (N,), (N,)."""
+    import torch
+
+    pairs = [source.prompt_ids(prompt, instruction) for prompt in prompts]
+    given = [source.answer_ids(answer) for answer in answers]
+    order = sorted(range(len(pairs)), key=lambda at: len(pairs[at]) + len(given[at]))
+    sums = np.zeros(len(pairs))
+    device = next(source.model.parameters()).device
+    at = 0
+    while at < len(order):
+        if context.progress is not None:
+            context.progress(at, len(order), "reading answers")
+        longest = len(pairs[order[at]]) + len(given[order[at]])
+        batch = order[at : at + max(1, min(BATCH_ROWS, BATCH_TOKENS // (2 * longest)))]
+        at += len(batch)
+        width = max(len(pairs[row]) + len(given[row]) for row in batch)
+        if width > source.window:
+            raise DataError(f"A prompt and its answer have {width:,} tokens together.",
+                            allowed=f"{source.window:,}, the model's window")  # fmt: skip
+        ids = torch.full((len(batch), width), source.stop_ids[0])
+        mask, wanted = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for row, which in enumerate(batch):
+            whole = [*pairs[which], *given[which]]
+            ids[row, : len(whole)] = torch.tensor(whole)
+            mask[row, : len(whole)] = 1
+            wanted[row, len(pairs[which]) : len(whole)] = torch.tensor(given[which])
+        with torch.inference_mode():
+            logits = source.model(ids.to(device), attention_mask=mask.to(device)).logits[:, :-1].float()
+            losses = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), wanted[:, 1:].to(device), ignore_index=-100, reduction="none"
+            )
+        sums[batch] = losses.sum(1).double().cpu().numpy()
+    return sums, np.array([len(one) for one in given])
+
+
+def _key(prompt: str, max_new_tokens: int) -> str:
+    return hashlib.sha256(f"{max_new_tokens}|{prompt}".encode()).hexdigest()[:16]
+
+
+def _known(kept: Path | None, prompts: Sequence[str], max_new_tokens: int) -> dict[int, str]:
+    if kept is None or not kept.exists():
+        return {}
+    stored: dict[str, str] = {}
+    for line in kept.read_text(encoding="utf-8").split("\n"):
+        try:
+            row = json.loads(line)
+            stored[row["prompt"]] = row["answer"]
+        except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
+            continue
+    keys = [_key(prompt, max_new_tokens) for prompt in prompts]
+    return {at: stored[key] for at, key in enumerate(keys) if key in stored}
+
+
+def _keep(kept: Path | None, prompts: Sequence[str], max_new_tokens: int, new: dict[int, str]) -> None:
+    if kept is None:
+        return
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"prompt": _key(prompts[at], max_new_tokens), "answer": answer} for at, answer in new.items()]
+    with open(kept, "a", encoding="utf-8") as file:
+        # A line break first: a killed process may have left half a line.
+        file.write("\n" + "\n".join(json.dumps(row) for row in rows) + "\n")

@@ -1,0 +1,333 @@
+"""The stages of a fit whose task is to write text, in their order. The only file that knows it.
+
+data -> device -> admission -> trials (lookups, the models as they are, tuned ones) -> merge -> decision -> variants ->
+bundle -> evidence -> report. Each stage stores its value in the run folder before the next begins.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ontarget.errors import LimitError, RunError
+from ontarget.plan.language_trials import MODEL
+from ontarget.plan.run_folder import Clock, RunFolder
+from ontarget.task import Request
+from ontarget.values import Array, Context, GenerationData, Recipe
+
+RESERVE = 0.15  # of the budget, for test rows and the bundle, at least (choice)
+MERGES = 10  # at most (choice)
+TIMED_ROWS = 4  # prompts that a source's speed is measured on (choice)
+SELF_TEST_ROWS = 8
+
+
+class GenerationStages:
+    """One pass over a generation run's stages. Everything that has to survive is in the run folder."""
+
+    def __init__(self, run: RunFolder, request: Request, data: GenerationData | None, progress: Any) -> None:
+        import torch
+
+        from ontarget.data.generation_data import generation_summary, load_generation
+
+        self.run, self.request, self.task, self.limits = run, request, request.task, request.limits
+        spent = max((row["start_s"] + row["seconds"] for row in run.timeline()), default=0.0)
+        self.clock = Clock(self.limits.budget_s, spent)
+        self.data: GenerationData = data or load_generation(self.task)
+        known = run.once("data", lambda: generation_summary(self.data), clock=self.clock)
+        if known["fingerprint"] != self.data.fingerprint:
+            raise RunError("The data, or its checker, has changed since this run began.",
+                           option=f"{run.path}/task.toml", next_step="start a new run, or bring it back")  # fmt: skip
+        self.threads = request.threads or os.cpu_count() or 1
+        torch.set_num_threads(self.threads)
+        self.context = Context(seed=self.task.seed, device=request.device, progress=progress)
+
+    def run_stages(self) -> None:
+        for stage in (self._device, self._admission, self._baselines, self._tuning, self._merge, self._decision,
+                      self._bundle, self._evidence, self._report):  # fmt: skip
+            stage()
+
+    def _device(self) -> None:
+        from ontarget.device import describe
+
+        self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
+
+    def _load(self, locator: str) -> Any:
+        from ontarget.pool.language_models import load_language_model
+
+        return load_language_model(locator, device=self.request.device)
+
+    def _admission(self) -> None:
+        """Every source loaded once: what it costs, and whether it is within the limits."""
+        from ontarget.pool.language_models import DEFAULT
+
+        def compute() -> dict[str, Any]:
+            return {locator: self._admit(locator) for locator in self.request.pool or (DEFAULT,)}
+
+        found = self.run.once("admission", compute, clock=self.clock, kind="measuring")
+        if not any(entry["admitted"] for entry in found.values()):
+            reasons = "; ".join(f"{locator}: {entry['reason']}" for locator, entry in found.items())
+            raise LimitError(f"No language model of the pool is within the limits: {reasons}.",
+                             option="--latency-ms, --memory-mb, --size-mb",
+                             next_step="raise the limits, or bring a smaller model")  # fmt: skip
+
+    def _admit(self, locator: str) -> dict[str, Any]:
+        from ontarget.plan.language_speed import measure_speed
+        from ontarget.plan.language_trials import longest_answer
+
+        if self.context.progress is not None:
+            self.context.progress(0, 1, f"measuring {locator}")
+        source = self._load(locator)
+        longest = longest_answer(self.data, source)
+        # Every prompt has to fit, or an error names the row before any work is done.
+        for part in (self.data.train, self.data.validation, self.data.test):
+            for prompt in part.prompts:
+                source.prompt_ids(prompt, self.data.instruction)
+        prompts = list(self.data.validation.prompts[:TIMED_ROWS])
+        measured = measure_speed(source, prompts, instruction=self.data.instruction, tokens=longest)
+        over = [
+            f"{name} is {measured[name]:.1f}, the limit {limit:g}"
+            for name in ("latency_ms", "memory_mb", "size_mb")
+            if (limit := getattr(self.limits, name)) is not None and measured[name] > limit
+        ]
+        # Half the size in bfloat16 may still do: that is measured among the variants.
+        if over and self.limits.size_mb is not None and measured["size_mb"] / 2 <= self.limits.size_mb:
+            over = [text for text in over if not text.startswith("size_mb")]
+        return {"admitted": not over, "reason": "; ".join(over), "max_new_tokens": longest, **measured}
+
+    def _trial(self, recipe: Recipe) -> dict[str, Any]:
+        """The stored trial of this recipe, or run it now."""
+        from ontarget.plan.language_trials import run_language_trial
+
+        known = self.run.trials()
+        for trial in known:
+            if (trial["source"], trial["method"], trial["settings"]) == (
+                recipe.source, recipe.method, dict(recipe.settings)
+            ):  # fmt: skip
+                return trial
+        number = max((trial["number"] for trial in known), default=-1) + 1
+        source = None if recipe.source.startswith("control:") else self._load(recipe.source)
+        record = run_language_trial(
+            self.run, number, recipe, source, self.data, self.clock.elapsed_s(), context=self.context
+        )
+        self.clock.account(record["seconds"])
+        return record
+
+    def _sources(self) -> list[str]:
+        return [locator for locator, entry in self.run.read("admission").items() if entry["admitted"]]
+
+    def _baselines(self) -> None:
+        from ontarget.plan.language_trials import first_recipes
+
+        for recipe in first_recipes(self.data, self._sources()):
+            self._trial(recipe)
+
+    def _complete(self, *methods: str) -> list[dict[str, Any]]:
+        found = [trial for trial in self.run.trials() if trial["state"] == "complete"]
+        return [trial for trial in found if not methods or trial["method"] in methods]
+
+    def _tuning(self) -> None:
+        """Tuned models, the best source first, while the predicted seconds are within the budget."""
+        from ontarget.plan.language_trials import TRAIN_ROWS, tuned_recipes
+
+        def compute() -> dict[str, Any]:
+            as_is = sorted(self._complete("as_is"), key=lambda trial: -trial["metric"])
+            skipped = []
+            for at, trial in enumerate(as_is[:2]):
+                judged = self.data.metric != "neg_perplexity" and trial["metric"] > 0
+                for recipe in tuned_recipes(self.data, trial["source"], judged=judged):
+                    entry = self.run.read("admission")[trial["source"]]
+                    rows = min(TRAIN_ROWS, len(self.data.train))
+                    needed = rows * recipe.settings["epochs"] * entry["train_s_per_row"] + trial["seconds"]
+                    if recipe.method == "s3ft":
+                        needed += 1.5 * trial["seconds"] * rows / max(1, min(200, len(self.data.validation)))
+                    left = self.clock.remaining_s() - self._reserve()
+                    if needed > left and not (at == 0 and not self._complete("supervised_fine_tuning") and left > 0):
+                        skipped.append({
+                            "source": recipe.source, "method": recipe.method, "settings": dict(recipe.settings),
+                            "reason": f"would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left",
+                        })  # fmt: skip
+                        continue
+                    self.context = Context(self.context.seed, self.context.device, self.context.progress,
+                                           self.clock.deadline(left))  # fmt: skip
+                    self._trial(recipe)
+            return {"skipped": skipped}
+
+        self.run.once("tuning", compute, clock=self.clock, kind="training")
+
+    def _reserve(self) -> float:
+        """Seconds that test rows and the bundle will take."""
+        slowest = max((trial["seconds"] for trial in self._complete("as_is", "few_shot")), default=0.0)
+        rows = min(200, len(self.data.validation))
+        return max(RESERVE * self.limits.budget_s, 4 * slowest * len(self.data.test) / max(1, rows))
+
+    def _merge(self) -> None:
+        """The best source's tuned models merged, with weights that the metric chooses; see merge/tune_weights.py."""
+        self.run.once("merge", self._merged, clock=self.clock, kind="training")
+
+    def _merged(self) -> dict[str, Any]:
+        from ontarget.merge.tune_weights import tune_weights
+
+        tuned = self._complete("supervised_fine_tuning", "s3ft")
+        if not tuned:
+            return {"taken": False, "says": "nothing was tuned, so there is nothing to merge"}
+        source = max(tuned, key=lambda trial: trial["metric"])["source"]
+        tuned = [trial for trial in tuned if trial["source"] == source]
+        as_is = next(trial for trial in self._complete("as_is") if trial["source"] == source)
+        each = 1.5 * as_is["seconds"]
+        trials = int(min(MERGES, (self.clock.remaining_s() - self._reserve()) / max(each, 1e-3)))
+        if trials < 1:
+            return {"taken": False, "says": f"a merge needs about {each:.0f} s, which are not left"}
+        parents = {str(self.run.trial_folder(trial["number"]) / MODEL): self._rows(trial["number"]) for trial in tuned}
+        from ontarget.pool.language_models import local_folder
+
+        found = tune_weights(
+            parents, str(local_folder(source)), self._validation_rows, self.run.path / "merge", trials=trials,
+            context=Context(self.context.seed, self.context.device, self.context.progress,
+                            self.clock.deadline(self.clock.remaining_s() - self._reserve())),
+        )  # fmt: skip
+        numbers = {str(self.run.trial_folder(trial["number"]) / MODEL): trial["number"] for trial in tuned}
+        taken = found.plan is not None
+        tried = [{**one, "weights": {str(numbers[name]): weight for name, weight in one["weights"].items()}}
+                 for one in found.tried]  # fmt: skip
+        if taken:
+            number = max(trial["number"] for trial in self.run.trials()) + 1
+            best = max(tried, key=lambda one: one["score"])
+            record = {
+                "number": number, "source": source, "method": "merge", "settings": {"weights": best["weights"]},
+                "start_s": self.clock.elapsed_s(), "seconds": 0.0, "state": "complete", "reason": "",
+                "metric": float(found.rows.mean()), "notes": {}, "answers": [],
+            }  # fmt: skip
+            folder = self.run.trial_folder(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(folder / MODEL, ignore_errors=True)
+            (self.run.path / "merge" / "merged").rename(folder / MODEL)
+            self.run.write_trial(record, found.rows[:, None], {})
+        best_number = numbers[found.best_parent]
+        return {"taken": taken, "says": found.says.replace(found.best_parent, f"trial {best_number}"), "tried": tried}
+
+    def _validation_rows(self, folder: Path) -> Array:
+        from ontarget.adapt.judge_answers import answer_rows
+        from ontarget.plan.language_trials import VALIDATION_ROWS, longest_answer, some
+
+        source = self._load(str(folder))
+        part = self.data.validation.take(some(len(self.data.validation), VALIDATION_ROWS, 0))
+        longest = longest_answer(self.data, source)
+        return answer_rows(source, part, self.data, max_new_tokens=longest, context=self.context).rows
+
+    def _rows(self, number: int) -> Array:
+        rows: Array = self.run.trial_scores(number)[:, 0].astype(np.float64)
+        return rows
+
+    def _decision(self) -> None:
+        """The best trial on validation rows; of equals the one that comes first, which is the cheaper one."""
+
+        def compute() -> dict[str, Any]:
+            complete = self._complete()
+            if not complete:
+                reasons = "; ".join(f"{trial['method']}: {trial['reason']}" for trial in self.run.trials())
+                raise RunError(f"No trial ended well ({reasons}).", next_step="look into the reasons given")
+            chosen = max(complete, key=lambda trial: (trial["metric"], -trial["number"]))
+            return {"number": chosen["number"], "variants": self._variants(chosen)}
+
+        self.run.once("decision", compute, clock=self.clock, kind="measuring")
+
+    def _model_of(self, trial: dict[str, Any]) -> Path | None:
+        from ontarget.pool.language_models import local_folder
+
+        if trial["source"].startswith("control:"):
+            return None
+        own = self.run.trial_folder(trial["number"]) / MODEL
+        return own if own.exists() else local_folder(trial["source"])
+
+    def _variants(self, trial: dict[str, Any]) -> list[dict[str, Any]]:
+        """The model's weights in float32 and in bfloat16: the second is kept where it costs nothing."""
+        from ontarget.plan.language_variants import variants
+
+        folder = self._model_of(trial)
+        if folder is None:
+            return []
+        rows = variants(
+            folder, self.data, self._rows(trial["number"]), trial, self.limits, self.run.path / "variants",
+            context=self.context,
+        )  # fmt: skip
+        if not any(row["kept"] for row in rows):
+            reasons = "; ".join(f"{row['dtype']}: {row['reason']}" for row in rows)
+            raise LimitError(f"The best model meets no limit in any form: {reasons}.", next_step="raise the limits")
+        return rows
+
+    def _bundle(self) -> None:
+        if not (self.run.path / "bundle" / "ontarget.json").exists() and self.run.has("bundle"):
+            (self.run.path / "stages" / "bundle.json").unlink()
+        self.run.once("bundle", self._bundled, clock=self.clock, kind="measuring")
+
+    def _bundled(self) -> dict[str, Any]:
+        from ontarget.serve.language_bundle import load_language_bundle, write_language_bundle
+
+        decision = self.run.read("decision")
+        trial = next(one for one in self.run.trials() if one["number"] == decision["number"])
+        variant = next((row for row in decision["variants"] if row["kept"]), None)
+        from ontarget.plan.language_trials import examples_of, longest_answer
+
+        model = Path(variant["path"]) if variant else None
+        entry = self.run.read("admission").get(trial["source"], {})
+        prompts = list(self.data.validation.prompts[:SELF_TEST_ROWS])
+        info = {
+            "name": self.task.name, "method": trial["method"], "source": trial["source"],
+            "settings": trial["settings"], "dtype": variant["dtype"] if variant else "",
+            "input_columns": list(self.task.input), "instruction": self.data.instruction, "metric": self.data.metric,
+            "max_new_tokens": entry.get("max_new_tokens", 0), "validation": trial["metric"],
+            "examples": examples_of(self.data, int(trial["settings"].get("shots", 0)), self.context.seed),
+            "measured": variant or {},
+        }  # fmt: skip
+        answers = None
+        if model is None:
+            known = [at for at, right in enumerate(self.data.train.references) if right]
+            from ontarget.adapt.lookup_answers import most_frequent_answer
+
+            answers = (
+                {"prompts": [], "answers": [most_frequent_answer(self.data.train.references)]}
+                if trial["method"] == "constant_answer"
+                else {"prompts": [self.data.train.prompts[at] for at in known],
+                      "answers": [self.data.train.references[at][0] for at in known]}
+            )  # fmt: skip
+        else:
+            info["max_new_tokens"] = longest_answer(self.data, self._load(str(model)))
+        folder = self.run.path / "bundle"
+        # Written twice: the answers of the self-test are those of the bundle itself.
+        write_language_bundle(folder, model, info, answers=answers, self_test={"prompts": [], "answers": []})
+        said = load_language_bundle(folder, device=self.request.device).answer(prompts, context=self.context)
+        write_language_bundle(folder, model, info, answers=answers, self_test={"prompts": prompts, "answers": said})
+        return {"method": trial["method"], "source": trial["source"], "dtype": info["dtype"],
+                "size_mb": sum(path.stat().st_size for path in folder.iterdir()) / 2**20}  # fmt: skip
+
+    def _evidence(self) -> None:
+        from ontarget.judge.generation_evidence import generation_evidence
+
+        self.run.once(
+            "evidence", lambda: generation_evidence(self.run, self.data, self.request.device, self.context),
+            clock=self.clock, kind="measuring",
+        )  # fmt: skip
+
+    def _report(self) -> None:
+        from ontarget.plan.run_folder import to_json, write_atomic
+        from ontarget.report.generation_page import write_generation_page
+
+        report = self.report()
+        write_atomic(self.run.path / "report.json", to_json(report))
+        write_generation_page(self.run.path / "report.html", report)
+
+    def report(self) -> dict[str, Any]:
+        """Everything that the run decided, JSON-able."""
+        names = ("data", "device", "admission", "tuning", "merge", "decision", "bundle", "evidence")
+        task = {"name": self.task.name, "data": str(self.task.data), "checker": self.data.checker,
+                "instruction": self.data.instruction}  # fmt: skip
+        return {
+            "kind": "generation", "task": task, "limits": self.limits.model_dump(), "made": time.time(),
+            **{name: self.run.read(name) for name in names}, "trials": self.run.trials(),
+            "seconds": self.clock.elapsed_s(),
+        }  # fmt: skip

@@ -1,0 +1,115 @@
+"""What a language model costs on this device: a token, its memory, its size, and a row of training."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ontarget.errors import RunError
+
+if TYPE_CHECKING:
+    from ontarget.pool.language_models import LanguageModel
+
+STEPS = 24  # tokens that are timed after each prompt (choice)
+
+
+def measure_speed(
+    source: LanguageModel, prompts: Sequence[str], *, instruction: str = "", tokens: int
+) -> dict[str, Any]:
+    """latency_ms, latency_p95_ms: of one more token at batch 1, after a prompt, with its keys and values kept.
+    first_ms: of a prompt. size_mb: of the weights as they are in memory, tied ones once; 2**20 bytes. memory_mb: what
+    loading and answering adds in a process of its own. train_s_per_row: one forward and backward pass of all weights.
+
+    tokens: of an answer, at most.
+    """
+    first, each = token_times(source, prompts, instruction=instruction, steps=min(STEPS, max(2, tokens)))
+    return {
+        "latency_ms": float(np.median(each)), "latency_p95_ms": float(np.percentile(each, 95)),
+        "first_ms": float(np.median(first)), "size_mb": weights_mb(source.model),
+        "memory_mb": measure_memory(source.folder, str(source.model.dtype).removeprefix("torch."), prompts[0]),
+        "train_s_per_row": _training_seconds(source, prompts, instruction, tokens),
+    }  # fmt: skip
+
+
+def token_times(
+    source: LanguageModel, prompts: Sequence[str], *, instruction: str = "", steps: int = STEPS
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of each prompt, and of each token after them."""
+    import torch
+
+    device = next(source.model.parameters()).device
+    first: list[float] = []
+    each: list[float] = []
+    with torch.inference_mode():
+        for at, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
+            ids = torch.tensor([source.prompt_ids(prompt, instruction)], device=device)
+            times, past = [], None
+            for _ in range(steps + 1):
+                start = time.perf_counter()
+                found = source.model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+                past, ids = found.past_key_values, found.logits[:, -1:].argmax(-1)
+                int(ids)  # waits for the device
+                times.append(1000 * (time.perf_counter() - start))
+            if at:
+                first.append(times[0])
+                each += times[1:]
+    return first, each
+
+
+def weights_mb(model: Any) -> float:
+    """Size of all weights, tied ones once; 2**20 bytes."""
+    unique = {parameter.data_ptr(): parameter.numel() * parameter.element_size() for parameter in model.parameters()}
+    return float(sum(unique.values())) / 2**20
+
+
+_PROBE = """
+import json, os, sys
+def resident_mb():
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    except OSError:
+        import resource
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+import torch
+from ontarget.adapt.answers import generate_answers
+from ontarget.pool.language_models import load_language_model
+before = resident_mb()
+source = load_language_model(sys.argv[1], dtype=sys.argv[2])
+highest = resident_mb()
+for _ in range(2):
+    generate_answers(source, [sys.argv[3]], max_new_tokens=8)
+    highest = max(highest, resident_mb())
+print(json.dumps({"memory_mb": highest - before}))
+"""
+
+
+def measure_memory(folder: Path, dtype: str, prompt: str) -> float:
+    """Resident memory that loading a model and answering a prompt adds, in a process of its own; 2**20 bytes."""
+    done = subprocess.run([sys.executable, "-c", _PROBE, str(folder), dtype, prompt], capture_output=True, text=True)
+    if done.returncode:
+        raise RunError(f"The model in '{folder}' does not run in a process of its own: {done.stderr[-300:]}")
+    return max(0.0, float(json.loads(done.stdout.splitlines()[-1])["memory_mb"]))
+
+
+def _training_seconds(source: LanguageModel, prompts: Sequence[str], instruction: str, tokens: int) -> float:
+    from ontarget.adapt.align.supervised_fine_tuning import loss_sum, padded_batches
+
+    answer = list(source.stop_ids[:1]) * tokens
+    rows = [(source.prompt_ids(prompt, instruction), answer) for prompt in prompts]
+    rows = [(prompt[-max(1, source.window - tokens) :], said) for prompt, said in rows]
+    source.model.requires_grad_(True)
+    start = time.perf_counter()
+    for batch in padded_batches(rows):
+        loss_sum(source.model, *batch).backward()
+    seconds = time.perf_counter() - start
+    source.model.zero_grad(set_to_none=True)
+    source.model.requires_grad_(False)
+    return seconds / len(rows)

@@ -1,0 +1,186 @@
+"""What is tried for a generation task, and one trial of it: answers without a model, the models as they are, tuned."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ontarget.adapt.judge_answers import Answered, answer_rows, judge_answers
+from ontarget.errors import OnTargetError, out_of_memory
+from ontarget.plan.run_folder import RunFolder
+from ontarget.values import Context, GenerationData, Recipe
+
+if TYPE_CHECKING:
+    from ontarget.pool.language_models import LanguageModel
+
+SHOTS = 3  # solved prompts before the one that is asked (choice)
+VALIDATION_ROWS, TRAIN_ROWS = 200, 2000  # that trials are scored on, and trained on, at most (choice)
+EPOCHS = 3
+ROOM, LONGEST = 8, 512  # tokens beyond the longest reference; the longest answer that is asked for (choice)
+MODEL = "model"  # folder of a tuned model inside its trial's
+
+
+def first_recipes(data: GenerationData, sources: Sequence[str]) -> list[Recipe]:
+    """What costs no training: the baselines."""
+    found = []
+    if any(data.train.references) and data.metric != "neg_perplexity":
+        found += [Recipe("control:constant", "constant_answer"), Recipe("control:nearest", "nearest_answer")]
+    for source in sources:
+        found.append(Recipe(source, "as_is"))
+        if any(data.train.references):
+            found.append(Recipe(source, "few_shot", {"shots": SHOTS}))
+    return found
+
+
+def tuned_recipes(data: GenerationData, source: str, *, judged: bool) -> list[Recipe]:
+    """What is trained, in the order in which time is spent. judged: whether some answers of the model are right."""
+    if not any(data.train.references):
+        return []
+    found = [Recipe(source, "supervised_fine_tuning", {"mode": "lora", "epochs": EPOCHS})]
+    if judged:
+        found.append(Recipe(source, "s3ft", {"mode": "lora", "epochs": EPOCHS}))
+    found.append(Recipe(source, "supervised_fine_tuning", {"mode": "full", "epochs": EPOCHS}))
+    return found
+
+
+def longest_answer(data: GenerationData, source: LanguageModel) -> int:
+    """Tokens that an answer may have: as asked for, or those of the longest training reference and a few more."""
+    if data.max_new_tokens is not None:
+        return data.max_new_tokens
+    counts = [len(source.answer_ids(right[0])) for right in data.train.references if right]
+    return min(LONGEST, max(counts) + ROOM) if counts else LONGEST // 2
+
+
+def examples_of(data: GenerationData, count: int, seed: int) -> list[tuple[str, str]]:
+    """Solved training prompts; short ones, so that they fit: drawn from the shorter half."""
+    rows = [at for at, right in enumerate(data.train.references) if right]
+    rows.sort(key=lambda at: len(data.train.prompts[at]) + len(data.train.references[at][0]))
+    rows = rows[: max(count, len(rows) // 2)]
+    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
+    return [(data.train.prompts[rows[int(at)]], data.train.references[rows[int(at)]][0]) for at in drawn]
+
+
+def some(count: int, most: int, seed: int) -> list[int]:
+    """At most ``most`` positions, drawn, in order."""
+    return sorted(np.random.default_rng(seed).permutation(count)[:most].tolist())
+
+
+def run_language_trial(
+    run: RunFolder, number: int, recipe: Recipe, source: LanguageModel | None, data: GenerationData, start_s: float,
+    *, context: Context,
+) -> dict[str, Any]:  # fmt: skip
+    """Train and score one recipe; what it made is in the trial's folder. Never raises for a bad recipe.
+
+    source: the recipe's model, freshly loaded; it is changed by training. Returns the stored record.
+    """
+    began = time.monotonic()
+    folder = run.trial_folder(number)
+    record: dict[str, Any] = {
+        "number": number, "source": recipe.source, "method": recipe.method, "settings": dict(recipe.settings),
+        "start_s": start_s, "state": "complete", "reason": "",
+    }  # fmt: skip
+    rows = None
+    try:
+        found, notes = _run(folder, recipe, source, data, context)
+        rows = found.rows
+        record |= {"metric": float(rows.mean()), "notes": notes, "answers": list(found.answers)}
+    except OnTargetError as error:
+        record |= {"state": "failed", "reason": str(error)}
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        record |= {"state": "failed", "reason": f"out of memory ({error})"}
+    record["seconds"] = time.monotonic() - began
+    run.write_trial(record, None if rows is None else rows[:, None], {})
+    shutil.rmtree(folder / "state", ignore_errors=True)
+    return record
+
+
+def _run(
+    folder: Path, recipe: Recipe, source: LanguageModel | None, data: GenerationData, context: Context
+) -> tuple[Answered, Mapping[str, Any]]:
+    part = data.validation.take(some(len(data.validation), VALIDATION_ROWS, 0))
+    if source is None:
+        return judge_answers(lookup(recipe.method, data, part.prompts), part, data, context=context), {}
+    longest = longest_answer(data, source)
+    examples = examples_of(data, int(recipe.settings.get("shots", 0)), context.seed)
+    notes: dict[str, Any] = {"max_new_tokens": longest}
+    if "mode" in recipe.settings:
+        notes |= _tune(folder, recipe, source, data, longest, context)
+    found = answer_rows(
+        source, part, data, max_new_tokens=longest, examples=examples, kept=folder / "answers.jsonl", context=context
+    )
+    return found, notes
+
+
+def lookup(method: str, data: GenerationData, prompts: Sequence[str]) -> list[str]:
+    """Answers of a method that needs no model."""
+    from ontarget.adapt.lookup_answers import most_frequent_answer, nearest_answers
+
+    if method == "constant_answer":
+        return [most_frequent_answer(data.train.references)] * len(prompts)
+    known = [at for at, right in enumerate(data.train.references) if right]
+    answers = [data.train.references[at][0] for at in known]
+    return nearest_answers([data.train.prompts[at] for at in known], answers, prompts)
+
+
+def _tune(
+    folder: Path, recipe: Recipe, source: LanguageModel, data: GenerationData, longest: int, context: Context
+) -> dict[str, Any]:
+    """Tune the model and store it; a stored one is loaded instead."""
+    from safetensors.torch import load_model
+
+    from ontarget.adapt.align.s3ft import s3ft
+    from ontarget.adapt.align.supervised_fine_tuning import supervised_fine_tuning
+    from ontarget.adapt.answers import generate_answers
+    from ontarget.plan.run_folder import to_json, write_atomic
+
+    stored = folder / "tuned.json"
+    if stored.exists():  # killed while its validation rows were answered
+        import json
+
+        load_model(source.model, folder / MODEL / "model.safetensors")
+        notes: dict[str, Any] = json.loads(stored.read_text())
+        return notes
+    known = [at for at, right in enumerate(data.train.references) if right]
+    train = data.train.take([known[at] for at in some(len(known), TRAIN_ROWS, context.seed)])
+    answers, told = tuple(right[0] for right in train.references), {}
+    if recipe.method == "s3ft":
+
+        def answer(prompts: Sequence[str]) -> list[str]:
+            return generate_answers(
+                source, prompts, instruction=data.instruction, max_new_tokens=longest, kept=folder / "own.jsonl",
+                context=context,
+            )  # fmt: skip
+
+        def judge(rows: Sequence[int], written: Sequence[str]) -> Any:
+            return judge_answers(written, train.take(rows), data, context=context).rows
+
+        made = s3ft(train.prompts, train.references, answer, judge)
+        answers, told = made.answers, {"shares": made.shares(), "copied": made.copied}
+    tuned = supervised_fine_tuning(
+        source, train.prompts, answers, instruction=data.instruction, mode=recipe.settings["mode"],
+        epochs=recipe.settings["epochs"], state=folder / "state", context=context,
+    )  # fmt: skip
+    save_model(source, folder / MODEL)
+    if tuned.adapter is not None:
+        tuned.adapter.save(folder / "adapter")
+    notes = {**told, "curve": list(tuned.curve), "training_tokens": tuned.tokens, "rows": len(train),
+             "cut_off": tuned.cut_off}  # fmt: skip
+    write_atomic(stored, to_json(notes))
+    return notes
+
+
+def save_model(source: LanguageModel, folder: Path) -> None:
+    """Write a model and its tokenizer; the folder is there when it is whole."""
+    temporary = folder.with_name(folder.name + ".part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    source.model.save_pretrained(temporary, safe_serialization=True, max_shard_size="1TB")
+    source.tokenizer.save_pretrained(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
