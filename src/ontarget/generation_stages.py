@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ontarget.errors import LimitError, RunError
+from ontarget.errors import DataError, LimitError, RunError
 from ontarget.plan.language_trials import MODEL
 from ontarget.plan.run_folder import Clock, RunFolder
 from ontarget.task import Request
@@ -22,6 +24,7 @@ from ontarget.values import Array, Context, GenerationData, Recipe
 
 RESERVE = 0.15  # of the budget, for test rows and the bundle, at least (choice)
 MERGES = 10  # at most (choice)
+TUNED_SOURCES = 2  # that are tuned (choice)
 TIMED_ROWS = 4  # prompts that a source's speed is measured on (choice)
 SELF_TEST_ROWS = 8
 
@@ -77,7 +80,7 @@ class GenerationStages:
 
     def _admit(self, locator: str) -> dict[str, Any]:
         from ontarget.plan.language_speed import measure_speed
-        from ontarget.plan.language_trials import longest_answer
+        from ontarget.plan.language_trials import longest_answer, typical_answer
 
         if self.context.progress is not None:
             self.context.progress(0, 1, f"measuring {locator}")
@@ -85,10 +88,18 @@ class GenerationStages:
         longest = longest_answer(self.data, source)
         # Every prompt has to fit, or an error names the row before any work is done.
         for part in (self.data.train, self.data.validation, self.data.test):
-            for prompt in part.prompts:
-                source.prompt_ids(prompt, self.data.instruction)
+            for row, prompt in zip(part.rows, part.prompts, strict=True):
+                asked = len(source.prompt_ids(prompt, self.data.instruction))
+                if asked + longest > source.window:
+                    raise DataError(
+                        f"Row {row}: the prompt has {asked:,} tokens, and its answer may have {longest:,}.",
+                        allowed=f"{source.window:,} together, the window of {locator}", option="--max-new-tokens",
+                        next_step="shorten the prompt or the answers, or take a model with a longer window",
+                    )  # fmt: skip
         prompts = list(self.data.validation.prompts[:TIMED_ROWS])
-        measured = measure_speed(source, prompts, instruction=self.data.instruction, tokens=longest)
+        measured = measure_speed(source, prompts, instruction=self.data.instruction, tokens=longest,
+                                 training_tokens=typical_answer(self.data, source),
+                                 memory=self.limits.memory_mb is not None)  # fmt: skip
         over = [
             f"{name} is {measured[name]:.1f}, the limit {limit:g}"
             for name in ("latency_ms", "memory_mb", "size_mb")
@@ -99,7 +110,7 @@ class GenerationStages:
             over = [text for text in over if not text.startswith("size_mb")]
         return {"admitted": not over, "reason": "; ".join(over), "max_new_tokens": longest, **measured}
 
-    def _trial(self, recipe: Recipe) -> dict[str, Any]:
+    def _trial(self, recipe: Recipe, deadline: float | None = None) -> dict[str, Any]:
         """The stored trial of this recipe, or run it now."""
         from ontarget.plan.language_trials import run_language_trial
 
@@ -112,8 +123,9 @@ class GenerationStages:
         number = max((trial["number"] for trial in known), default=-1) + 1
         source = None if recipe.source.startswith("control:") else self._load(recipe.source)
         record = run_language_trial(
-            self.run, number, recipe, source, self.data, self.clock.elapsed_s(), context=self.context
-        )
+            self.run, number, recipe, source, self.data, self.clock.elapsed_s(),
+            context=replace(self.context, deadline=deadline),
+        )  # fmt: skip
         self.clock.account(record["seconds"])
         return record
 
@@ -131,39 +143,49 @@ class GenerationStages:
         return [trial for trial in found if not methods or trial["method"] in methods]
 
     def _tuning(self) -> None:
-        """Tuned models, the best source first, while the predicted seconds are within the budget."""
-        from ontarget.plan.language_trials import TRAIN_ROWS, tuned_recipes
+        """Tuned models, the best source first, sized to what the budget leaves; each decision is stored before it."""
+        from ontarget.plan.language_trials import tuned_recipes
 
-        def compute() -> dict[str, Any]:
-            as_is = sorted(self._complete("as_is"), key=lambda trial: -trial["metric"])
-            skipped = []
-            for at, trial in enumerate(as_is[:2]):
-                judged = self.data.metric != "neg_perplexity" and trial["metric"] > 0
-                for recipe in tuned_recipes(self.data, trial["source"], judged=judged):
-                    entry = self.run.read("admission")[trial["source"]]
-                    rows = min(TRAIN_ROWS, len(self.data.train))
-                    needed = rows * recipe.settings["epochs"] * entry["train_s_per_row"] + trial["seconds"]
-                    if recipe.method == "s3ft":
-                        needed += 1.5 * trial["seconds"] * rows / max(1, min(200, len(self.data.validation)))
-                    left = self.clock.remaining_s() - self._reserve()
-                    if needed > left and not (at == 0 and not self._complete("supervised_fine_tuning") and left > 0):
-                        skipped.append({
-                            "source": recipe.source, "method": recipe.method, "settings": dict(recipe.settings),
-                            "reason": f"would take about {needed:.0f} s, and {max(0.0, left):.0f} s are left",
-                        })  # fmt: skip
-                        continue
-                    self.context = Context(self.context.seed, self.context.device, self.context.progress,
-                                           self.clock.deadline(left))  # fmt: skip
-                    self._trial(recipe)
-            return {"skipped": skipped}
+        as_is = sorted(self._complete("as_is"), key=lambda trial: -trial["metric"])
+        skipped, place = [], 0
+        for trial in as_is[:TUNED_SOURCES]:
+            judged = self.data.metric != "neg_perplexity" and trial["metric"] > 0
+            for recipe in tuned_recipes(self.data, trial["source"], judged=judged):
+                planned = self.run.once(
+                    f"tuning-{place:02d}", partial(self._planned, recipe, trial["seconds"]), clock=self.clock
+                )
+                place += 1
+                if planned["settings"] is None:
+                    skipped.append({**planned, "settings": dict(recipe.settings)})
+                    continue
+                # It is cut off only where it is much slower than predicted.
+                until = self.clock.deadline(self.clock.remaining_s() - self._reserve())
+                self._trial(Recipe(recipe.source, recipe.method, planned["settings"]), deadline=until)
+        self.run.once("tuning", lambda: {"skipped": skipped}, clock=self.clock)
 
-        self.run.once("tuning", compute, clock=self.clock, kind="training")
+    def _planned(self, recipe: Recipe, answering_s: float) -> dict[str, Any]:
+        """The recipe's settings within the budget, or None and why. answering_s: of the untuned model's validation."""
+        from ontarget.plan.language_trials import TRAIN_ROWS, VALIDATION_ROWS, fitted
+
+        rows = min(TRAIN_ROWS, sum(bool(right) for right in self.data.train.references))
+        row_s = self.run.read("admission")[recipe.source]["train_s_per_row"]
+        fixed_s, left_s = answering_s, self.clock.remaining_s() - self._reserve()
+        if recipe.method == "s3ft":  # the model answers every training prompt, and some of them twice
+            fixed_s += 1.5 * answering_s * rows / max(1, min(VALIDATION_ROWS, len(self.data.validation)))
+        chosen = fitted(recipe, rows, row_s, fixed_s, left_s)
+        needed = rows * row_s + fixed_s
+        return {
+            "source": recipe.source, "method": recipe.method, "settings": dict(chosen.settings) if chosen else None,
+            "reason": "" if chosen else f"an epoch would take about {needed:.0f} s, {max(0.0, left_s):.0f} s are left",
+        }  # fmt: skip
 
     def _reserve(self) -> float:
         """Seconds that test rows and the bundle will take."""
         slowest = max((trial["seconds"] for trial in self._complete("as_is", "few_shot")), default=0.0)
         rows = min(200, len(self.data.validation))
-        return max(RESERVE * self.limits.budget_s, 4 * slowest * len(self.data.test) / max(1, rows))
+        measuring = next(row["seconds"] for row in self.run.timeline() if row["stage"] == "admission")
+        needed = slowest + measuring + 4 * slowest * len(self.data.test) / max(1, rows)
+        return float(max(RESERVE * self.limits.budget_s, needed))
 
     def _merge(self) -> None:
         """The best source's tuned models merged, with weights that the metric chooses; see merge/tune_weights.py."""
@@ -187,8 +209,7 @@ class GenerationStages:
 
         found = tune_weights(
             parents, str(local_folder(source)), self._validation_rows, self.run.path / "merge", trials=trials,
-            context=Context(self.context.seed, self.context.device, self.context.progress,
-                            self.clock.deadline(self.clock.remaining_s() - self._reserve())),
+            context=replace(self.context, deadline=self.clock.deadline(self.clock.remaining_s() - self._reserve())),
         )  # fmt: skip
         numbers = {str(self.run.trial_folder(trial["number"]) / MODEL): trial["number"] for trial in tuned}
         taken = found.plan is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -21,20 +22,23 @@ STEPS = 24  # tokens that are timed after each prompt (choice)
 
 
 def measure_speed(
-    source: LanguageModel, prompts: Sequence[str], *, instruction: str = "", tokens: int
-) -> dict[str, Any]:
+    source: LanguageModel, prompts: Sequence[str], *, instruction: str = "", tokens: int, training_tokens: int = 0,
+    memory: bool = True,
+) -> dict[str, Any]:  # fmt: skip
     """latency_ms, latency_p95_ms: of one more token at batch 1, after a prompt, with its keys and values kept.
     first_ms: of a prompt. size_mb: of the weights as they are in memory, tied ones once; 2**20 bytes. memory_mb: what
-    loading and answering adds in a process of its own. train_s_per_row: one forward and backward pass of all weights.
+    loading and answering adds in a process of its own. train_s_per_row: a forward and backward pass of all weights.
 
-    tokens: of an answer, at most.
+    memory: whether to measure it; 0 without. tokens: of an answer, at most. training_tokens: of a training answer; 0
+    for no training, whose seconds are 0 then.
     """
     first, each = token_times(source, prompts, instruction=instruction, steps=min(STEPS, max(2, tokens)))
+    dtype = str(source.model.dtype).removeprefix("torch.")
     return {
         "latency_ms": float(np.median(each)), "latency_p95_ms": float(np.percentile(each, 95)),
         "first_ms": float(np.median(first)), "size_mb": weights_mb(source.model),
-        "memory_mb": measure_memory(source.folder, str(source.model.dtype).removeprefix("torch."), prompts[0]),
-        "train_s_per_row": _training_seconds(source, prompts, instruction, tokens),
+        "memory_mb": measure_memory(source.folder, dtype, prompts[0]) if memory else 0.0,
+        "train_s_per_row": _training_seconds(source, prompts, instruction, training_tokens) if training_tokens else 0.0,
     }  # fmt: skip
 
 
@@ -43,18 +47,21 @@ def token_times(
 ) -> tuple[list[float], list[float]]:
     """Milliseconds of each prompt, and of each token after them."""
     import torch
+    from transformers import DynamicCache
 
+    # transformers 5 has given the argument another name.
+    name = "cache" if "cache" in inspect.signature(source.model.forward).parameters else "past_key_values"
     device = next(source.model.parameters()).device
     first: list[float] = []
     each: list[float] = []
     with torch.inference_mode():
         for at, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
             ids = torch.tensor([source.prompt_ids(prompt, instruction)], device=device)
-            times, past = [], None
+            times, kept = [], DynamicCache(config=source.model.config)
             for _ in range(steps + 1):
                 start = time.perf_counter()
-                found = source.model(ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past, ids = found.past_key_values, found.logits[:, -1:].argmax(-1)
+                found = source.model(ids, use_cache=True, logits_to_keep=1, **{name: kept})
+                ids = found.logits[:, -1:].argmax(-1)
                 int(ids)  # waits for the device
                 times.append(1000 * (time.perf_counter() - start))
             if at:
@@ -106,10 +113,12 @@ def _training_seconds(source: LanguageModel, prompts: Sequence[str], instruction
     rows = [(source.prompt_ids(prompt, instruction), answer) for prompt in prompts]
     rows = [(prompt[-max(1, source.window - tokens) :], said) for prompt, said in rows]
     source.model.requires_grad_(True)
-    start = time.perf_counter()
-    for batch in padded_batches(rows):
-        loss_sum(source.model, *batch).backward()
-    seconds = time.perf_counter() - start
+    seconds = 0.0
+    for _ in range(2):  # the first pass makes room for the gradients
+        start = time.perf_counter()
+        for batch in padded_batches(rows):
+            loss_sum(source.model, *batch).backward()
+        seconds = time.perf_counter() - start
     source.model.zero_grad(set_to_none=True)
     source.model.requires_grad_(False)
     return seconds / len(rows)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 SHOTS = 3  # solved prompts before the one that is asked (choice)
 VALIDATION_ROWS, TRAIN_ROWS = 200, 2000  # that trials are scored on, and trained on, at most (choice)
 EPOCHS = 3
-ROOM, LONGEST = 8, 512  # tokens beyond the longest reference; the longest answer that is asked for (choice)
+LEAST_ROWS = 32  # with fewer nothing is tuned (choice)
+# Tokens of an answer: twice the longest reference and some room, as an untuned model uses more words; LONGEST at most
+# (choice).
+ROOM, LONGEST = 32, 512
 MODEL = "model"  # folder of a tuned model inside its trial's
 
 
@@ -41,19 +44,39 @@ def tuned_recipes(data: GenerationData, source: str, *, judged: bool) -> list[Re
     """What is trained, in the order in which time is spent. judged: whether some answers of the model are right."""
     if not any(data.train.references):
         return []
-    found = [Recipe(source, "supervised_fine_tuning", {"mode": "lora", "epochs": EPOCHS})]
+    found = [Recipe(source, "supervised_fine_tuning", {"mode": "lora"})]
     if judged:
-        found.append(Recipe(source, "s3ft", {"mode": "lora", "epochs": EPOCHS}))
-    found.append(Recipe(source, "supervised_fine_tuning", {"mode": "full", "epochs": EPOCHS}))
+        found.append(Recipe(source, "s3ft", {"mode": "lora"}))
+    found.append(Recipe(source, "supervised_fine_tuning", {"mode": "full"}))
     return found
 
 
+def fitted(recipe: Recipe, rows: int, row_s: float, fixed_s: float, left_s: float) -> Recipe | None:
+    """The recipe with as many epochs, or of one epoch as many rows, as ``left_s`` seconds allow; None where too few.
+
+    rows: of training. row_s: predicted seconds of one row in one epoch. fixed_s: of everything but training.
+    """
+    epochs = int((left_s - fixed_s) / max(rows * row_s, 1e-9))
+    if epochs >= 1:
+        return Recipe(recipe.source, recipe.method, {**recipe.settings, "epochs": min(EPOCHS, epochs), "rows": rows})
+    fewer = int((left_s - fixed_s) / max(row_s, 1e-9))
+    if fewer < LEAST_ROWS:
+        return None
+    return Recipe(recipe.source, recipe.method, {**recipe.settings, "epochs": 1, "rows": fewer})
+
+
 def longest_answer(data: GenerationData, source: LanguageModel) -> int:
-    """Tokens that an answer may have: as asked for, or those of the longest training reference and a few more."""
+    """Tokens that an answer may have: as asked for, or by the longest training reference."""
     if data.max_new_tokens is not None:
         return data.max_new_tokens
     counts = [len(source.answer_ids(right[0])) for right in data.train.references if right]
-    return min(LONGEST, max(counts) + ROOM) if counts else LONGEST // 2
+    return min(LONGEST, 2 * max(counts) + ROOM) if counts else LONGEST // 2
+
+
+def typical_answer(data: GenerationData, source: LanguageModel) -> int:
+    """Mean tokens of the first training references; 0 where there are none."""
+    counts = [len(source.answer_ids(right[0])) for right in data.train.references[:64] if right]
+    return round(sum(counts) / len(counts)) if counts else 0
 
 
 def examples_of(data: GenerationData, count: int, seed: int) -> list[tuple[str, str]]:
@@ -148,7 +171,7 @@ def _tune(
         notes: dict[str, Any] = json.loads(stored.read_text())
         return notes
     known = [at for at, right in enumerate(data.train.references) if right]
-    train = data.train.take([known[at] for at in some(len(known), TRAIN_ROWS, context.seed)])
+    train = data.train.take([known[at] for at in some(len(known), recipe.settings["rows"], context.seed)])
     answers, told = tuple(right[0] for right in train.references), {}
     if recipe.method == "s3ft":
 

@@ -33,7 +33,7 @@ def variants(
     rows: the model's scores on the validation rows that trials are scored on.
     """
 
-    from ontarget.plan.language_speed import measure_speed
+    from ontarget.plan.language_speed import measure_memory, measure_speed
     from ontarget.plan.language_trials import VALIDATION_ROWS, examples_of, longest_answer, save_model, some
     from ontarget.pool.language_models import load_language_model
 
@@ -49,7 +49,9 @@ def variants(
             path = folder / dtype
             save_model(source, path)
         longest = longest_answer(data, source)
-        measured = measure_speed(source, prompts, instruction=data.instruction, tokens=longest)
+        measured = measure_speed(
+            source, prompts, instruction=data.instruction, tokens=longest, memory=limits.memory_mb is not None
+        )
         row: dict[str, Any] = {"dtype": dtype, "path": str(path), "reason": "", **measured, "kept": False}
         scores = rows
         if found:
@@ -77,5 +79,8 @@ def variants(
         del source
     fitting = [row for row in found if not row["reason"]]
     if fitting:
-        fitting[-1]["kept"] = True
+        kept = fitting[-1]
+        kept["kept"] = True
+        if limits.memory_mb is None:  # a fresh process takes a while: for the deployed form alone
+            kept["memory_mb"] = measure_memory(Path(kept["path"]), kept["dtype"], prompts[0])
     return found

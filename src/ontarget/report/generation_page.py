@@ -185,8 +185,8 @@ def _variants(report: Mapping[str, Any]) -> str:
         [
             [
                 row["dtype"], f"{row['latency_ms']:.1f}", f"{row['first_ms']:.0f}", f"{row['size_mb']:.0f}",
-                f"{row['memory_mb']:.0f}", f"{row['validation']:.3f}", "deployed" if row["kept"] else
-                escape(row["reason"]),
+                f"{row['memory_mb']:.0f}" if row["memory_mb"] else "", f"{row['validation']:.3f}", 
+                "deployed" if row["kept"] else escape(row["reason"]),
             ]
             for row in rows
         ],

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from ontarget.adapt.align.supervised_fine_tuning import padded_batches, loss_sum, supervised_fine_tuning
+from ontarget.adapt.align.supervised_fine_tuning import loss_sum, padded_batches, supervised_fine_tuning
 from ontarget.adapt.answers import answer_losses, generate_answers
 from ontarget.errors import DataError, RunError, SettingError
 from ontarget.pool.language_models import load_language_model

@@ -88,9 +88,12 @@ def supervised_fine_tuning(
             if context.deadline is not None and time.monotonic() > context.deadline:
                 cut_off = True
                 break
-            loss, tokens = _epoch(source.model, rows, trained, optimizer, schedule, epoch, epochs, context)
+            loss, tokens, whole = _epoch(source.model, rows, trained, optimizer, schedule, epoch, epochs, context)
             curve.append(loss)
             seen += tokens
+            if not whole:
+                cut_off = True
+                break
             _store(state, key, trained, optimizer, schedule, curve, seen)
     except RuntimeError as error:
         if out_of_memory(error):
@@ -154,14 +157,16 @@ def _share(step: int, steps: int) -> float:
 def _epoch(
     model: Any, rows: list[tuple[list[int], list[int]]], trained: list[Any], optimizer: Any, schedule: Any,
     epoch: int, epochs: int, context: Context,
-) -> tuple[float, int]:  # fmt: skip
-    """Mean loss of a token, and how many tokens of answers there were."""
+) -> tuple[float, int, bool]:  # fmt: skip
+    """Mean loss of a token, how many tokens of answers there were, and whether the deadline left time for all."""
     import torch
 
     order = np.random.default_rng([context.seed, epoch]).permutation(len(rows))
     total, seen, done = 0.0, 0, 0
     torch.manual_seed(context.seed * 1009 + epoch)  # dropout, where the model has any
     for at in range(0, len(order), STEP_ROWS):
+        if at and context.deadline is not None and time.monotonic() > context.deadline:
+            return total / seen, seen, False
         if context.progress is not None:
             context.progress(epoch * len(rows) + done, epochs * len(rows), "fine-tuning")
         step = [rows[int(row)] for row in order[at : at + STEP_ROWS]]
@@ -179,7 +184,7 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         seen += count
         done += len(step)
-    return total / seen, seen
+    return total / seen, seen, True
 
 
 def loss_sum(model: Any, ids: Any, mask: Any, wanted: Any) -> Any:

@@ -99,7 +99,8 @@ def adapter_of(encoder: torch.nn.Module) -> Adapter:
     from peft import get_peft_model_state_dict
 
     config = next(iter(encoder.peft_config.values())).to_dict()  # type: ignore[operator,union-attr]
-    inner = next((f"{name}." for name, module in encoder.named_modules() if name and hasattr(module, "config")), "")
+    models = (name for name, module in encoder.named_modules() if hasattr(module, "config"))  # the outermost is first
+    inner = f"{outer}." if (outer := next(models, "")) else ""
     tensors = {
         "base_model.model." + name.removeprefix(inner): value.detach().cpu().contiguous().clone()
         for name, value in get_peft_model_state_dict(encoder, adapter_name="default").items()
