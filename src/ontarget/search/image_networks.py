@@ -22,6 +22,7 @@ from ontarget.runtime.preprocess import Preprocess, open_image
 from ontarget.search.example_rows import ExampleRows, Part, first_rows, image_preprocess
 from ontarget.search.mobile_space import MobileSpace, stages_for
 from ontarget.search.network_kind import NetworkKind, store_network
+from ontarget.search.network_latency import extremes
 from ontarget.search.retrain import make_optimizer, recalibrate, scores
 from ontarget.search.rows import Rows, batches
 from ontarget.search.space import Code, draw
@@ -91,7 +92,6 @@ def _train(
     images: _Images, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
 ) -> dict[str, Any]:
     from ontarget.search.proxyless import Costs, proxyless
-    from ontarget.search.search_networks import extremes
 
     space = images.space
     costs = Costs(space, table)

@@ -1,10 +1,10 @@
 """From a task to the front of quality against latency on this device, and networks of it that are sources for `fit`.
 
 Images: ProxylessNAS trains and searches a space of mobile CNNs (`proxyless`), ConcurrentNAS finds the front of the
-trained super-network (`concurrent_nas`), the best within the limit are trained from scratch. Texts: InstaTune tunes a
-pretrained encoder together with its slices, ConcurrentNAS finds the front, the best slices are the networks. Latency
-comes from the device's table (`latency_table`) while searching, and is measured again, in a fresh process, for what is
-returned.
+trained super-network (`concurrent_nas`), the best within the limit are trained from scratch (`image_networks`). Texts:
+InstaTune tunes a pretrained encoder together with its slices, ConcurrentNAS finds the front, the best slices are the
+networks (`text_slices`). Latency comes from the device's table (`network_latency`) while searching, and is measured
+again, in a fresh process, for what is returned. The steps: `take_over`, `supernetwork_front`, `finish_networks`.
 
 Folder: stages/*.json (what each step decided; taken_over.json: what came from earlier searches), latency_table.json,
 supernetwork.safetensors, evaluated.jsonl, found/1, found/2, ... (networks, best first), search.json, search.html.
@@ -23,25 +23,29 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ontarget.errors import DataError, LimitError, RunError, SettingError, out_of_memory, require_extra
-from ontarget.latency_table import LatencyTable, Setting, profile
+from ontarget.errors import DataError, RunError, SettingError, out_of_memory, require_extra
+from ontarget.latency_table import LatencyTable, Setting
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
 from ontarget.search.example_rows import drawn
+from ontarget.search.finish_networks import finalists, finish_networks, kept_networks, measure_networks, publish
 from ontarget.search.network_kind import NetworkKind
-from ontarget.search.population_store import PopulationStore, StoreWriter, describe_space
-from ontarget.search.shrink_space import ShrunkSpace
+from ontarget.search.network_latency import (
+    MARGIN,
+    check_reachable,
+    extremes,
+    fastest_ms,
+    left_for_network,
+    network_table,
+    preprocessing_ms,
+)
+from ontarget.search.population_store import PopulationStore, describe_space
+from ontarget.search.shrink_space import codes_inside, whole_code
 from ontarget.search.space import Code, ElasticNetwork
-from ontarget.search.take_over import Earlier, TakenOver, take_over
+from ontarget.search.supernetwork_front import evaluations, find_front, planned, restore_weights, train_supernetwork
+from ontarget.search.take_over import Earlier, read_earlier, taken_over_once
 from ontarget.values import Context, TargetData
 
-TRAINING_SHARE = 0.45  # of the budget, for the super-network (choice)
-EVALUATION_SHARE = 0.2  # for the front (choice)
 LEAST_ROWS = 200  # training rows below which networks are not searched: none could be told apart (choice)
-EVALUATION_ROWS = 1000  # validation rows that a network of the front is scored on, at most (choice)
-LEAST_EVALUATION_ROWS = 100  # and at least, where evaluations are slow (choice)
-LEAST_EVALUATIONS = 60  # of the search of the front (choice)
-FINALISTS = 4  # networks that are returned (choice)
-MARGIN = 0.97  # of the limit that a returned network may take: a fresh measurement must not break it (choice)
 
 
 @dataclass(frozen=True)
@@ -170,10 +174,10 @@ def search_networks(
             )  # fmt: skip
             if latency_ms is not None and with_preprocessing:
                 # Measured once: a resumed search must choose by the same limit.
-                latency_ms = _left_for_network(
-                    latency_ms, folder.once("preprocessing", lambda: _preprocessing_ms(kind, setting.batch_size),
-                                            clock=clock)
-                )  # fmt: skip
+                latency_ms = left_for_network(latency_ms, folder.once(
+                    "preprocessing",
+                    lambda: preprocessing_ms(kind.preprocess, kind.data.train.inputs, setting.batch_size), clock=clock,
+                ))  # fmt: skip
             return _searched(kind, folder, clock, setting, table, any_device, latency_ms, earlier, context, begun)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
@@ -200,317 +204,74 @@ def _searched(
     context: Context,
     begun: float,
 ) -> Searched:
+    """The steps in their order, each done once."""
     from ontarget.report.search_page import write_search_page
-    from ontarget.search.concurrent_nas import concurrent_nas
-    from ontarget.search.genetic import non_dominated
     from ontarget.search.importance import importance
 
-    space, path = kind.space, folder.path
-    read = _earlier(kind, folder, earlier)
-    table = _table(space, setting, given, any_device, path / "latency_table.json", context)
-    fastest, slowest = extremes(space, table)
-    if latency_ms is not None and latency_ms < table.predict(space.operators(fastest)):
-        raise LimitError(
-            f"A latency of {latency_ms:g} ms cannot be reached: the fastest network of this space takes "
-            f"{table.predict(space.operators(fastest)):.3g} ms.",
-            option="--latency-ms", next_step="raise the limit, or lower --image-size or --max-length",
-        )  # fmt: skip
-    taken, writer = _taken_over(kind, folder, clock, setting, table, latency_ms, earlier, read)
-    searched = taken.space(space)
-    fastest, slowest = (_whole(searched, code) for code in extremes(searched, table))
+    path, whole, task = folder.path, kind.space, kind.data.fingerprint
+    described = describe_space(whole, kind.name)
+    visited = read_earlier(folder, earlier, whole, described, task)
+    table = network_table(whole, setting, given, any_device, path / "latency_table.json", context)
+    if latency_ms is not None:
+        check_reachable(whole, table, latency_ms)
+
+    def within(part: ElasticNetwork) -> bool:
+        return latency_ms is None or fastest_ms(part, table) <= MARGIN * latency_ms
+
+    taken = taken_over_once(folder, clock, earlier, visited, whole, described, task, within)
+    writer = None if earlier.store is None else earlier.store.writer(
+        described, task, taken.name, device=table.device, setting=asdict(setting), source=kind.source
+    )  # fmt: skip
     if taken.sources and context.progress is not None:
         context.progress(0, 1, taken.lines()[-1])
-    weights = path / "supernetwork.safetensors"
-
-    def train() -> dict[str, Any]:
-        if context.progress is not None:
-            context.progress(0, 1, "training the super-network")
-        limited = replace(context, deadline=clock.deadline(plan["training_s"]))
-        result = kind.train(table, latency_ms, plan["epochs"], path / "training.state", limited)
-        _save_weights(kind.space, weights)
-        (path / "training.state").unlink(missing_ok=True)
-        return result
-
+    space = taken.space(whole)
+    fastest, slowest = (whole_code(space, code) for code in extremes(space, table))
     # Planned once: a resumed training has to end where it was going to.
-    plan = folder.once("plan", lambda: _planned(kind, clock, slowest, context.seed), clock=clock)
-    trained = folder.once("training", train, clock=clock, kind="training")
-    _restore_weights(kind.space, weights)
-    left = plan["front_s"]
-    sample = drawn(kind.validation, plan["rows"], context.seed)
-    budget = int(np.clip(left / max(kind.seconds_of_one(sample), 1e-3), LEAST_EVALUATIONS, 400))
-
-    def evaluate(codes: Sequence[Code]) -> Any:
-        rows = []
-        for code in (_whole(searched, code) for code in codes):
-            rows.append([1 - kind.quality(code, sample), table.predict(space.operators(code))])
-            if writer is not None:
-                writer.add(code, rows[-1])
-        return np.array(rows)
-
-    def front() -> dict[str, Any]:
-        if writer is not None:
-            writer.begin()
-        # This device's own first: a population may not hold all of an earlier search's front.
-        first = _inside(searched, [*map(tuple, trained["codes"]), fastest, slowest, *taken.start])
-        found = concurrent_nas(
-            searched, evaluate, budget=budget, population=min(50, budget // 3), start=first,
-            journal=path / "evaluated.jsonl",
-            context=replace(context, deadline=clock.deadline(left)),
-        )  # fmt: skip
-        codes = [_whole(searched, code) for code in found.codes]
-        return {"codes": codes, "values": found.values, "history": found.history}
-
-    evaluated = folder.once("front", front, clock=clock, kind="measuring")
+    plan = folder.once("plan", lambda: planned(kind, clock, slowest, context.seed), clock=clock)
+    trained = folder.once(
+        "training", lambda: train_supernetwork(kind, table, latency_ms, plan, path, clock, context), clock=clock,
+        kind="training",
+    )  # fmt: skip
+    restore_weights(kind, path)
+    learnt = [tuple(code) for code in trained["codes"]]
+    rows = drawn(kind.validation, plan["rows"], context.seed)
+    count = evaluations(kind, rows, plan["front_s"])
+    evaluated = folder.once(
+        "front",
+        lambda: find_front(
+            kind, space, table, rows=rows, budget=count, journal=path / "evaluated.jsonl", writer=writer, clock=clock,
+            # This device's own first: a population may not hold all of an earlier search's front.
+            start=[*learnt, fastest, slowest, *taken.start], seconds=plan["front_s"], context=context,
+        ),
+        clock=clock, kind="measuring",
+    )  # fmt: skip
     codes, values = [tuple(code) for code in evaluated["codes"]], np.array(evaluated["values"])
     if writer is not None:
         writer.write(codes, values)
     limit = float("inf") if latency_ms is None else latency_ms
-    chosen = finalists(codes, values, limit, extra=[tuple(code) for code in trained["codes"]])
-
-    def finish() -> list[dict[str, Any]]:
-        found = []
-        for at, code in enumerate(chosen):
-            target = path / "candidates" / f"{at + 1}"
-            left = 0.9 * clock.remaining_s()
-            if at and left < kind.seconds_to_finish(code):  # the first is finished in any case
-                break
-            if not (target / "network.json").exists():
-                kind.finish(code, target, context, left / (len(chosen) - at))
-            found.append({"code": code, "folder": str(target)})
-        return found
-
-    made = folder.once("finalists", finish, clock=clock, kind="training")
-
-    def measure() -> list[dict[str, Any]]:
-        from ontarget.pool.found_networks import read_info
-        from ontarget.search.measure_found import measure_found
-
-        folders = [Path(entry["folder"]) for entry in made]
-        if context.progress is not None:
-            context.progress(0, 1, "measuring in a fresh process")
-        times = measure_found(folders, setting)
-        rows = []
-        for entry, measured in zip(made, times, strict=True):
-            code = tuple(entry["code"])
-            info = read_info(Path(entry["folder"]))
-            rows.append(
-                {
-                    **entry, "quality": info["quality"], "measured_ms": measured,
-                    "predicted_ms": table.predict(space.operators(code)), "config": space.config(code),
-                    "kept": measured <= MARGIN * limit,
-                }
-            )  # fmt: skip
-        return rows
-
-    measured = folder.once("measured", measure, clock=clock, kind="measuring")
-    kept = [row for row in measured if row["kept"]]
-    if not kept:
-        raise LimitError(
-            f"No network that was trained stays within {MARGIN:.0%} of {latency_ms:g} ms: the fastest takes "
-            f"{min(row['measured_ms'] for row in measured):.3g} ms.",
-            option="--latency-ms", next_step="raise the limit a little, or profile this device when it is quiet",
-        )  # fmt: skip
-    points = np.array([[1 - row["quality"], row["measured_ms"]] for row in kept])
-    kept = [kept[at] for at in non_dominated(points)]
-    kept.sort(key=lambda row: -row["quality"])
-    networks = _publish(path, kept)
+    chosen = finalists(codes, values, limit, extra=learnt)
+    finished = folder.once(
+        "finalists", lambda: finish_networks(kind, chosen, path / "candidates", clock, context), clock=clock,
+        kind="training",
+    )  # fmt: skip
+    measured = folder.once(
+        "measured", lambda: measure_networks(finished, whole, table, setting, limit, context), clock=clock,
+        kind="measuring",
+    )  # fmt: skip
+    networks = publish(path / "found", kept_networks(measured, limit))
     result = Searched(
         str(path), kind.data.metric, kind.name, tuple(networks),
         tuple({"code": code, "quality": 1 - value[0], "predicted_ms": value[1]}
               for code, value in zip(codes, values.tolist(), strict=True)),
-        tuple(evaluated["history"]), tuple(importance(searched, _inside(searched, codes), 1 - values[:, 0])),
+        tuple(evaluated["history"]), tuple(importance(space, codes_inside(space, codes), 1 - values[:, 0])),
         {**asdict(table.agreement), "kendall": table.agreement.kendall, "error": table.agreement.median_error},
-        asdict(setting), latency_ms, table.predict(space.operators(fastest)),
-        table.predict(space.operators(slowest)), time.monotonic() - begun, taken.to_json(), clock.elapsed_s(),
+        asdict(setting), latency_ms, table.predict(whole.operators(fastest)),
+        table.predict(whole.operators(slowest)), time.monotonic() - begun, taken.to_json(), clock.elapsed_s(),
         clock.budget_s,
     )  # fmt: skip
     write_atomic(path / "search.json", to_json(asdict(result)))
     write_search_page(path / "search.html", result, trained.get("history", ()))
     return result
-
-
-def _planned(kind: NetworkKind, clock: Clock, slowest: Code, seed: int) -> dict[str, Any]:
-    """Seconds for the super-network and for the front, and its epochs, such that one network can be finished after."""
-    free = max(0.3 * clock.budget_s, clock.remaining_s() - kind.seconds_to_finish(slowest))
-    shares = TRAINING_SHARE + EVALUATION_SHARE
-    training_s, front_s = (min(share * clock.budget_s, free * share / shares)
-                           for share in (TRAINING_SHARE, EVALUATION_SHARE))  # fmt: skip
-    one_s = max(kind.seconds_of_one(drawn(kind.validation, EVALUATION_ROWS, seed)), 1e-3)
-    affordable = EVALUATION_ROWS * front_s / (LEAST_EVALUATIONS * one_s)
-    rows = int(np.clip(affordable, LEAST_EVALUATION_ROWS, EVALUATION_ROWS))
-    return {"training_s": training_s, "front_s": front_s, "epochs": kind.epochs(training_s), "rows": rows}
-
-
-def _preprocessing_ms(kind: NetworkKind, batch_size: int) -> float:
-    """Median milliseconds in which one call's rows become tensors."""
-    inputs, times = kind.data.train.inputs, []
-    for at in range(15):
-        rows = [inputs[(at * batch_size + row) % len(inputs)] for row in range(batch_size)]
-        begun = time.perf_counter()
-        kind.preprocess(rows)
-        times.append(1000 * (time.perf_counter() - begun))
-    return float(np.median(times))
-
-
-def _left_for_network(latency_ms: float, preprocessing_ms: float) -> float:
-    if preprocessing_ms >= latency_ms:
-        raise LimitError(
-            f"A latency of {latency_ms:g} ms cannot be reached: preprocessing alone takes {preprocessing_ms:.3g} ms.",
-            option="--latency-ms", next_step="raise the limit",
-        )  # fmt: skip
-    return latency_ms - preprocessing_ms
-
-
-def _earlier(kind: NetworkKind, folder: RunFolder, earlier: Earlier) -> list[Any]:
-    """What earlier searches visited, read and checked before any work; nothing where this search goes on."""
-    if folder.has("taken_over"):
-        TakenOver.from_json(folder.read("taken_over")).check_asked(earlier, folder.path)
-        return []
-    return list(earlier.read(kind.space, describe_space(kind.space, kind.name), kind.data.fingerprint))
-
-
-def _taken_over(
-    kind: NetworkKind,
-    folder: RunFolder,
-    clock: Clock,
-    setting: Setting,
-    table: LatencyTable,
-    latency_ms: float | None,
-    earlier: Earlier,
-    read: list[Any],
-) -> tuple[TakenOver, StoreWriter | None]:
-    """What is taken over, decided once and kept in the folder, and the writer of this search's file in the store."""
-    import uuid
-
-    described, task = describe_space(kind.space, kind.name), kind.data.fingerprint
-
-    def within(space: ElasticNetwork) -> bool:
-        if latency_ms is None:
-            return True
-        return table.predict(space.operators(extremes(space, table)[0])) <= MARGIN * latency_ms
-
-    def decide() -> dict[str, Any]:
-        begun = (folder.path / "evaluated.jsonl").exists()  # before this stage was kept: its space stays
-        others = earlier.store.others(described, task) if earlier.store else 0
-        plan = replace(earlier, whole_space=True) if begun else earlier
-        return take_over(kind.space, plan, read, within=within, others=others, name=uuid.uuid4().hex[:16]).to_json()
-
-    taken = TakenOver.from_json(folder.once("taken_over", decide, clock=clock))
-    writer = None
-    if earlier.store is not None:
-        writer = earlier.store.writer(
-            described, task, taken.name, device=table.device, setting=asdict(setting),
-            source=kind.source,
-        )  # fmt: skip
-    return taken, writer
-
-
-def _whole(space: ElasticNetwork, code: Code) -> Code:
-    """A code of the space that is searched in the whole space."""
-    return space.outer(code) if isinstance(space, ShrunkSpace) else code
-
-
-def _inside(space: ElasticNetwork, codes: Sequence[Code]) -> list[Code]:
-    """Codes of the whole space in the space that is searched, without those that are not in it."""
-    if not isinstance(space, ShrunkSpace):
-        return list(codes)
-    return [code for code in map(space.inner, codes) if code is not None]
-
-
-def extremes(space: ElasticNetwork, table: LatencyTable) -> tuple[Code, Code]:
-    """(fastest, slowest) code by the table: one slot after the other is set to its best choice until none changes.
-
-    Exact where a slot's time does not depend on the others, as in the spaces here.
-    """
-
-    def best(sign: float) -> Code:
-        code: Code = tuple(0 if sign > 0 else slot.choices - 1 for slot in space.slots)
-        for _ in range(3):
-            before = code
-            for at, slot in enumerate(space.slots):
-                options = [space.canonical((*code[:at], choice, *code[at + 1 :])) for choice in range(slot.choices)]
-                code = min(options, key=lambda option: sign * table.predict(space.operators(option)))
-            if code == before:
-                break
-        return code
-
-    return best(1.0), best(-1.0)
-
-
-def finalists(codes: Sequence[Code], values: Any, limit_ms: float, *, extra: Sequence[Code] = ()) -> list[Code]:
-    """Networks to finish, `FINALISTS` at most: the best within the limit, the extras, and others spread over the front.
-
-    values: (N, 2), 1 - quality and milliseconds.
-    """
-    from ontarget.search.genetic import non_dominated
-
-    order = [at for at in non_dominated(values) if values[at, 1] <= MARGIN * limit_ms]
-    order.sort(key=lambda at: values[at, 0])
-    known = {code: at for at, code in enumerate(codes)}
-    within = [code for code in extra if code in known and values[known[code], 1] <= MARGIN * limit_ms]
-    chosen = dict.fromkeys([*(codes[at] for at in order[:1]), *within])
-    left = FINALISTS - len(chosen)
-    if left > 0 and len(order) > 1:
-        for at in np.linspace(1, len(order) - 1, min(left, len(order) - 1)).round().astype(int):
-            chosen.setdefault(codes[order[at]])
-    if not chosen:  # the table's fastest were not evaluated, or all lie within the margin
-        chosen = dict.fromkeys([codes[int(np.argmin(values[:, 1]))]])
-    return list(chosen)[:FINALISTS]
-
-
-def _save_weights(module: torch.nn.Module, path: Path) -> None:
-    from safetensors.torch import save
-
-    write_atomic(path, save({name: value.contiguous() for name, value in module.state_dict().items()}))
-
-
-def _restore_weights(module: torch.nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        module.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{path} is missing or damaged.", next_step="delete stages/training.json beside it") from error
-    module.eval()
-
-
-def _publish(path: Path, kept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """found/1 ...: the kept networks, best first."""
-    import shutil
-
-    target = path / "found"
-    if target.exists():
-        shutil.rmtree(target)
-    networks = []
-    for at, row in enumerate(kept):
-        shutil.copytree(row["folder"], target / str(at + 1))
-        networks.append({**row, "folder": str(target / str(at + 1)), "locator": f"file:{target / str(at + 1)}"})
-    return networks
-
-
-def _table(
-    space: ElasticNetwork,
-    setting: Setting,
-    given: Path | str | LatencyTable | None,
-    any_device: bool,
-    path: Path,
-    context: Context,
-) -> LatencyTable:
-    table = given if isinstance(given, LatencyTable) else LatencyTable.load(Path(given)) if given else None
-    if table is None and path.exists():
-        table = LatencyTable.load(path)
-    if table is None:
-        table = profile(space, setting, context=context)
-    elif not any_device:
-        table.check_device()
-    if table.setting != setting and given is not None:
-        raise SettingError(
-            f"The latency table is of {table.setting}, and {setting} is asked for.", option="--table",
-            next_step="make a table with the same runtime, precision, threads and batch size",
-        )  # fmt: skip
-    table.save(path)
-    return table
 
 
 def check_searchable(data: TargetData, budget_s: float) -> None:
