@@ -52,6 +52,13 @@ def test_a_limit_below_the_fastest_network_is_refused() -> None:
     assert raised.value.option == "--latency-ms"
 
 
+def test_a_table_of_another_space_is_refused_without_a_limit_too() -> None:
+    check_reachable(Layers(), TABLE, None)
+    with pytest.raises(LimitError, match="has no entry for layer") as raised:
+        check_reachable(Layers(), LatencyTable({}, Setting(), {}), None)
+    assert raised.value.option == "--table"
+
+
 def test_preprocessing_is_taken_off_the_limit() -> None:
     assert left_for_network(5.0, 2.0) == 3.0
     with pytest.raises(LimitError, match=r"preprocessing alone takes 2 ms"):

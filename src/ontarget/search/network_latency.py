@@ -74,10 +74,10 @@ def fastest_ms(space: ElasticNetwork, table: LatencyTable) -> float:
     return table.predict(space.operators(extremes(space, table)[0]))
 
 
-def check_reachable(space: ElasticNetwork, table: LatencyTable, latency_ms: float) -> None:
-    """Raises LimitError with the fastest network's latency where even that one takes longer."""
+def check_reachable(space: ElasticNetwork, table: LatencyTable, latency_ms: float | None) -> None:
+    """Raises LimitError for a table that lacks operators of the space, and where the fastest network takes longer."""
     fastest = fastest_ms(space, table)
-    if latency_ms < fastest:
+    if latency_ms is not None and latency_ms < fastest:
         raise LimitError(
             f"A latency of {latency_ms:g} ms cannot be reached: the fastest network of this space takes "
             f"{fastest:.3g} ms.",

@@ -212,8 +212,7 @@ def _searched(
     described = describe_space(whole, kind.name)
     visited = read_earlier(folder, earlier, whole, described, task)
     table = network_table(whole, setting, given, any_device, path / "latency_table.json", context)
-    if latency_ms is not None:
-        check_reachable(whole, table, latency_ms)
+    check_reachable(whole, table, latency_ms)
 
     def within(part: ElasticNetwork) -> bool:
         return latency_ms is None or fastest_ms(part, table) <= MARGIN * latency_ms
