@@ -46,7 +46,7 @@ from ontarget.search.instatune import (
     sort_by_importance,
 )
 from ontarget.search.rows import batches
-from ontarget.search.search_networks import token_scores
+from ontarget.search.text_slices import token_scores
 from ontarget.search.tune_slice import tune_slice
 from ontarget.values import Context, Examples
 from record import record

@@ -31,21 +31,18 @@ POOL = (*(f"minilm, {layers} layers" for layers in range(1, 7)), "wordllama", RA
 
 
 def texts(name: str) -> tuple[list[str], list[str]]:
-    """Texts and their classes; sentiments within 0.5 of neutral are left out."""
+    """Texts and their classes."""
     from ontarget.data import samples
 
-    if name in ("movies", "products", "tweets", "editorials"):
-        table = samples.vader(name).drop_duplicates("text")  # type: ignore[arg-type]
-        table = table[(table["sentiment"].abs() >= 0.5) & (table["text"] != "")]
-        return table["text"].tolist(), np.where(table["sentiment"] > 0, "positive", "negative").tolist()
-    if name == "intents":
+    if name == "sections":
+        table = samples.package_sections(sections=10)
+    elif name == "fortunes":
+        table = samples.fortunes(topics=10)
+    elif name == "intents":
         table = samples.intents().drop_duplicates("text")
-        return table["text"].tolist(), table["intent"].tolist()
-    column = {"sections": "section", "fortunes": "topic"}[name]
-    table = samples.package_sections(sections=10) if name == "sections" else samples.fortunes()
-    largest = table[column].value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:10]
-    table = table[table[column].isin(largest)].drop_duplicates("text")
-    return table["text"].tolist(), table[column].tolist()
+    else:
+        table = samples.polarity(name)  # type: ignore[arg-type]
+    return table.iloc[:, 0].tolist(), table.iloc[:, 1].tolist()
 
 
 def target(name: str, seed: int) -> tuple[Examples, Examples]:

@@ -49,18 +49,16 @@ State = dict[str, torch.Tensor]
 
 
 def texts(name: str) -> tuple[list[str], list[str]]:
-    """Texts and classes; sentiments within 0.5 of neutral are left out."""
+    """Texts and classes."""
     from ontarget.data import samples
 
-    if name in ("sections", "fortunes"):
-        column = {"sections": "section", "fortunes": "topic"}[name]
-        table = samples.package_sections() if name == "sections" else samples.fortunes()
-        largest = table[column].value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:5]
-        table = table[table[column].isin(largest)].drop_duplicates("text")
-        return table["text"].tolist(), table[column].tolist()
-    table = samples.vader(name).drop_duplicates("text")  # type: ignore[arg-type]
-    table = table[(table["sentiment"].abs() >= 0.5) & (table["text"] != "")]
-    return table["text"].tolist(), np.where(table["sentiment"] > 0, "positive", "negative").tolist()
+    if name == "sections":
+        table = samples.package_sections(sections=5)
+    elif name == "fortunes":
+        table = samples.fortunes(topics=5)
+    else:
+        table = samples.polarity(name)  # type: ignore[arg-type]
+    return table.iloc[:, 0].tolist(), table.iloc[:, 1].tolist()
 
 
 def splits(name: str, seed: int) -> list[Examples]:

@@ -94,7 +94,7 @@ def ordinary(space: Any, rows: Any, epochs: int, seed: int) -> None:
 
 
 def accuracy(space: Any, code: Any, rows: Any) -> float:
-    from ontarget.search.search_networks import token_scores
+    from ontarget.search.text_slices import token_scores
 
     targets = rows.targets.numpy()
     return float((token_scores(space.slice(code), rows).argmax(1) == targets).mean())

@@ -153,6 +153,23 @@ def test_package_sections_keep_the_largest_and_first_lines(cache):
         samples.package_sections("../x")
 
 
+def test_polarity_is_vaders_sign_without_what_is_near_neutral():
+    raw, table = samples.vader("products"), samples.polarity("products")
+    assert table.columns.tolist() == ["text", "label"] and table["text"].is_unique and (table["text"] != "").all()
+    clear = raw.drop_duplicates("text").query("abs(sentiment) >= 0.5 and text != ''")
+    assert table["text"].tolist() == clear["text"].tolist()
+    assert table["label"].tolist() == ["positive" if value > 0 else "negative" for value in clear["sentiment"]]
+
+
+def test_fortunes_keep_the_largest_topics_and_of_equals_the_first_by_name(cache):
+    topics = ["b", "a", "c", "c", "b", "a", "d", "d", "d"]
+    rows = [(f"text {at}", topic) for at, topic in enumerate(topics)]
+    pd.DataFrame(rows, columns=["text", "topic"]).to_parquet(cache / "samples" / "fortunes-it.parquet")
+    assert len(samples.fortunes("it")) == 9
+    two = samples.fortunes("it", topics=2)
+    assert two["topic"].tolist() == ["a", "a", "d", "d", "d"] and two.index.tolist() == [0, 1, 2, 3, 4]
+
+
 def test_a_build_that_fails_or_gives_another_shape_leaves_nothing(cache):
     def broken(folder: Path) -> dict[str, np.ndarray]:
         (folder / "half").write_text("x")

@@ -20,7 +20,8 @@ from ontarget.errors import DataError, LimitError, RunError, SettingError
 from ontarget.latency_table import LatencyTable
 from ontarget.pool import load, resolve
 from ontarget.pool.found_networks import load_network, refused
-from ontarget.search.search_networks import MARGIN, finalists, search_networks
+from ontarget.search.network_latency import MARGIN
+from ontarget.search.search_networks import search_networks
 from ontarget.task import load_task
 
 pytest.importorskip("pymoo")
@@ -148,15 +149,6 @@ def test_a_found_network_learns_with_every_ingredient(ingredient: str, images: A
         name = ingredient if augment == "none" else "sgd"
         retrain(network, train, epochs=20, batch_size=32, optimizer=name)
     assert accuracy(network, ExampleRows(preprocess, rows.validation)) > 0.7
-
-
-def test_finalists_keep_the_limit_and_spread_over_the_front() -> None:
-    codes = [(at,) for at in range(7)]
-    values = np.array([[0.5, 1.0], [0.4, 2.0], [0.3, 3.0], [0.2, 4.0], [0.1, 9.0], [0.6, 1.5], [0.45, 1.9]])
-    assert finalists(codes, values, 5.0) == [(3,), (2,), (6,), (0,)] or finalists(codes, values, 5.0)[0] == (3,)
-    assert (4,) not in finalists(codes, values, 5.0)
-    assert finalists(codes, values, 5.0, extra=[(5,)])[:2] == [(3,), (5,)]
-    assert finalists(codes, values, 0.5) == [(0,)]
 
 
 def tiny_bert(folder: Path, layers: int = 3) -> Path:

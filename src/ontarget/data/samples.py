@@ -93,6 +93,17 @@ def vader_words() -> pd.DataFrame:
     return stored_table("vader_words", build)
 
 
+def polarity(domain: Literal["movies", "products", "editorials", "tweets"]) -> pd.DataFrame:
+    """Sentences of `vader`, each once: columns text, label (negative | positive).
+
+    Those whose sentiment is less than 0.5 away from 0 are left out (choice).
+    """
+    table = vader(domain).drop_duplicates("text")
+    table = table[(table["sentiment"].abs() >= 0.5) & (table["text"] != "")]
+    table["label"] = np.where(table["sentiment"] > 0, "positive", "negative")
+    return table[["text", "label"]].reset_index(drop=True)
+
+
 def digits() -> tuple[Array, Array]:
     """Handwritten digits: images (5000, 28, 28) uint8, white on black, and labels (5000,) int64, 500 of each.
 
@@ -189,8 +200,7 @@ def package_sections(
         table["text"] = table["text"].str.split("\n", n=1).str[0]
     table = table.drop_duplicates("text", ignore_index=True)
     if sections is not None:
-        largest = table["section"].value_counts().sort_index().sort_values(ascending=False, kind="stable")
-        table = table[table["section"].isin(largest.index[:sections])]
+        table = _largest(table, "section", sections)
     if limit is not None and limit < len(table):
         table = table.sample(limit, random_state=0)
     return table.reset_index(drop=True)
@@ -233,8 +243,11 @@ def emoji(vendor: Literal["google", "twitter"] = "google") -> tuple[Array, Array
     return stored["images"], stored["categories"], stored["names"]
 
 
-def fortunes(language: Literal["en", "de", "it"] = "en") -> pd.DataFrame:
-    """Quotations by topic: columns text, topic. From the Debian packages fortunes, fortunes-de, fortunes-it."""
+def fortunes(language: Literal["en", "de", "it"] = "en", *, topics: int | None = None) -> pd.DataFrame:
+    """Quotations by topic: columns text, topic. From the Debian packages fortunes, fortunes-de, fortunes-it.
+
+    topics: only that many of the largest.
+    """
     _check(language, _FORTUNES, "language")
 
     def build(folder: Path) -> pd.DataFrame:
@@ -251,21 +264,20 @@ def fortunes(language: Literal["en", "de", "it"] = "en") -> pd.DataFrame:
             raise DataError(f"{_FORTUNES[language]} holds {len(table)} quotations, expected 1,000 or more")
         return table.reset_index(drop=True)
 
-    return stored_table(f"fortunes-{language}", build)
+    table = stored_table(f"fortunes-{language}", build)
+    return table if topics is None else _largest(table, "topic", topics).reset_index(drop=True)
 
 
 def write_text_demo(folder: str | Path, *, rows: int = 800, seed: int = 0) -> Path:
     """Write ``folder/products.csv``: product reviews, columns text and label (negative | positive), half each.
 
-    Sentences of `vader` ("products") whose sentiment is at least 0.5 away from 0 (choice). Returns the path.
+    Sentences of `polarity` ("products"). Returns the path.
     """
-    table = vader("products").drop_duplicates("text")
-    table = table[(table["sentiment"].abs() >= 0.5) & (table["text"] != "")]
-    table["label"] = np.where(table["sentiment"] > 0, "positive", "negative")
+    table = polarity("products")
     chosen = _balanced(table["label"].to_numpy(), rows, seed)
     path = Path(folder) / "products.csv"
     with replacing(path) as new:
-        table.iloc[chosen][["text", "label"]].to_csv(new, index=False)
+        table.iloc[chosen].to_csv(new, index=False)
     return path
 
 
@@ -281,6 +293,12 @@ def write_image_demo(folder: str | Path, *, rows: int = 600, seed: int = 0) -> P
             (new / str(labels[row])).mkdir(parents=True, exist_ok=True)
             Image.fromarray(images[row]).save(new / str(labels[row]) / f"{row:04d}.png")
     return path
+
+
+def _largest(table: pd.DataFrame, column: str, count: int) -> pd.DataFrame:
+    """Rows of the ``count`` largest classes of a column; of equally large ones the first by name."""
+    sizes = table[column].value_counts().sort_index().sort_values(ascending=False, kind="stable")
+    return table[table[column].isin(sizes.index[:count])]
 
 
 def _balanced(labels: Array, rows: int, seed: int) -> Array:

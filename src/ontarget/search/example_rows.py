@@ -48,6 +48,16 @@ class Part:
         return found
 
 
+def first_rows(rows: Any, count: int) -> Part:
+    """The first ``count`` rows, or all where there are fewer."""
+    return Part(rows, np.arange(min(count, len(rows))))
+
+
+def drawn(rows: Any, count: int, seed: int) -> Part:
+    """Up to ``count`` rows, drawn, in their order."""
+    return Part(rows, np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
+
+
 def image_preprocess(examples: Examples, size: int) -> Preprocess:
     """Images squashed to ``size`` pixels, grey where all are, scaled by the rows' own mean and spread.
 

@@ -1,10 +1,10 @@
 """From a task to the front of quality against latency on this device, and networks of it that are sources for `fit`.
 
 Images: ProxylessNAS trains and searches a space of mobile CNNs (`proxyless`), ConcurrentNAS finds the front of the
-trained super-network (`concurrent_nas`), the best within the limit are trained from scratch. Texts: InstaTune tunes a
-pretrained encoder together with its slices, ConcurrentNAS finds the front, the best slices are the networks. Latency
-comes from the device's table (`latency_table`) while searching, and is measured again, in a fresh process, for what is
-returned.
+trained super-network (`concurrent_nas`), the best within the limit are trained from scratch (`image_networks`). Texts:
+InstaTune tunes a pretrained encoder together with its slices, ConcurrentNAS finds the front, the best slices are the
+networks (`text_slices`). Latency comes from the device's table (`network_latency`) while searching, and is measured
+again, in a fresh process, for what is returned. The steps: `take_over`, `supernetwork_front`, `finish_networks`.
 
 Folder: stages/*.json (what each step decided; taken_over.json: what came from earlier searches), latency_table.json,
 supernetwork.safetensors, evaluated.jsonl, found/1, found/2, ... (networks, best first), search.json, search.html.
@@ -23,32 +23,29 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ontarget.errors import DataError, LimitError, RunError, SettingError, out_of_memory, require_extra
-from ontarget.latency_table import LatencyTable, Setting, profile
+from ontarget.errors import DataError, RunError, SettingError, out_of_memory, require_extra
+from ontarget.latency_table import LatencyTable, Setting
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
-from ontarget.search.population_store import PopulationStore, StoreWriter, describe_space
-from ontarget.search.shrink_space import ShrunkSpace
+from ontarget.search.example_rows import drawn
+from ontarget.search.finish_networks import finalists, finish_networks, kept_networks, measure_networks, publish
+from ontarget.search.network_kind import NetworkKind
+from ontarget.search.network_latency import (
+    MARGIN,
+    check_reachable,
+    extremes,
+    fastest_ms,
+    left_for_network,
+    network_table,
+    preprocessing_ms,
+)
+from ontarget.search.population_store import PopulationStore, describe_space
+from ontarget.search.shrink_space import codes_inside, whole_code
 from ontarget.search.space import Code, ElasticNetwork
-from ontarget.search.take_over import Earlier, TakenOver, take_over
+from ontarget.search.supernetwork_front import evaluations, find_front, planned, restore_weights, train_supernetwork
+from ontarget.search.take_over import Earlier, read_earlier, taken_over_once
 from ontarget.values import Context, TargetData
 
-TRAINING_SHARE = 0.45  # of the budget, for the super-network (choice)
-EVALUATION_SHARE = 0.2  # for the front (choice)
 LEAST_ROWS = 200  # training rows below which networks are not searched: none could be told apart (choice)
-ARCHITECTURE_SHARE = 0.25  # of the training rows, from which ProxylessNAS learns the architecture (choice)
-RECALIBRATION_ROWS = 512  # training rows that BatchNorm statistics are taken from (choice)
-EVALUATION_ROWS = 1000  # validation rows that a network of the front is scored on, at most (choice)
-LEAST_EVALUATION_ROWS = 100  # and at least, where evaluations are slow (choice)
-LEAST_EVALUATIONS = 60  # of the search of the front (choice)
-LEAST_EPOCHS, MOST_EPOCHS = 10, 60  # of a network that is trained from scratch (choice)
-IMPORTANCE_ROWS = 512  # training rows that the importance of heads and neurons is told from, at most (choice)
-LEAST_IMPORTANCE_ROWS = 96  # and at least, where a pass is slow (choice)
-MOST_TUNING_EPOCHS = 4  # of a slice by itself (choice)
-IMPORTANCE_SHARE = 0.25  # of the super-network's time that this may take (choice)
-TEXT_BATCH = 32  # rows of a step of InstaTune (choice)
-FINALISTS = 4  # networks that are returned (choice)
-MARGIN = 0.97  # of the limit that a returned network may take: a fresh measurement must not break it (choice)
-DEFAULT_SIZE = 64  # pixels of images in which larger ones are searched, for want of another wish (choice)
 
 
 @dataclass(frozen=True)
@@ -130,6 +127,8 @@ def search_networks(
     """
     from ontarget.data import load
     from ontarget.device import check_training_device
+    from ontarget.search.image_networks import image_networks
+    from ontarget.search.text_slices import text_slices
     from ontarget.task import load_task
 
     begun = time.monotonic()
@@ -169,17 +168,17 @@ def search_networks(
         before = torch.get_num_threads()
         torch.set_num_threads(threads or os.cpu_count() or 1)
         try:
-            work: _Search = (
-                _ImageSearch(loaded, image_size, augment, optimizer, context) if loaded.modality == "image"
-                else _TextSearch(loaded, source, request.task.max_length, context)
+            kind = (
+                image_networks(loaded, image_size, augment, optimizer, context) if loaded.modality == "image"
+                else text_slices(loaded, source, request.task.max_length, context)
             )  # fmt: skip
             if latency_ms is not None and with_preprocessing:
                 # Measured once: a resumed search must choose by the same limit.
-                latency_ms = _left_for_network(
-                    latency_ms, folder.once("preprocessing", lambda: _preprocessing_ms(work, setting.batch_size),
-                                            clock=clock)
-                )  # fmt: skip
-            return _searched(work, folder, clock, setting, table, any_device, latency_ms, earlier, context, begun)
+                latency_ms = left_for_network(latency_ms, folder.once(
+                    "preprocessing",
+                    lambda: preprocessing_ms(kind.preprocess, kind.data.train.inputs, setting.batch_size), clock=clock,
+                ))  # fmt: skip
+            return _searched(kind, folder, clock, setting, table, any_device, latency_ms, earlier, context, begun)
         except (MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
@@ -194,7 +193,7 @@ def search_networks(
 
 
 def _searched(
-    work: _Search,
+    kind: NetworkKind,
     folder: RunFolder,
     clock: Clock,
     setting: Setting,
@@ -205,667 +204,73 @@ def _searched(
     context: Context,
     begun: float,
 ) -> Searched:
+    """The steps in their order, each done once."""
     from ontarget.report.search_page import write_search_page
-    from ontarget.search.concurrent_nas import concurrent_nas
-    from ontarget.search.genetic import non_dominated
     from ontarget.search.importance import importance
 
-    space, path = work.space, folder.path
-    read = _earlier(work, folder, earlier)
-    table = _table(space, setting, given, any_device, path / "latency_table.json", context)
-    fastest, slowest = extremes(space, table)
-    if latency_ms is not None and latency_ms < table.predict(space.operators(fastest)):
-        raise LimitError(
-            f"A latency of {latency_ms:g} ms cannot be reached: the fastest network of this space takes "
-            f"{table.predict(space.operators(fastest)):.3g} ms.",
-            option="--latency-ms", next_step="raise the limit, or lower --image-size or --max-length",
-        )  # fmt: skip
-    taken, writer = _taken_over(work, folder, clock, setting, table, latency_ms, earlier, read)
-    searched = taken.space(space)
-    fastest, slowest = (_whole(searched, code) for code in extremes(searched, table))
+    path, whole, task = folder.path, kind.space, kind.data.fingerprint
+    described = describe_space(whole, kind.name)
+    visited = read_earlier(folder, earlier, whole, described, task)
+    table = network_table(whole, setting, given, any_device, path / "latency_table.json", context)
+    check_reachable(whole, table, latency_ms)
+
+    def within(part: ElasticNetwork) -> bool:
+        return latency_ms is None or fastest_ms(part, table) <= MARGIN * latency_ms
+
+    taken = taken_over_once(folder, clock, earlier, visited, whole, described, task, within)
+    writer = None if earlier.store is None else earlier.store.writer(
+        described, task, taken.name, device=table.device, setting=asdict(setting), source=kind.source
+    )  # fmt: skip
     if taken.sources and context.progress is not None:
         context.progress(0, 1, taken.lines()[-1])
-    weights = path / "supernetwork.safetensors"
-
-    def train() -> dict[str, Any]:
-        if context.progress is not None:
-            context.progress(0, 1, "training the super-network")
-        limited = replace(context, deadline=clock.deadline(plan["training_s"]))
-        result = work.train(table, latency_ms, plan["epochs"], path / "training.state", limited)
-        work.save(weights)
-        (path / "training.state").unlink(missing_ok=True)
-        return result
-
+    space = taken.space(whole)
+    fastest, slowest = (whole_code(space, code) for code in extremes(space, table))
     # Planned once: a resumed training has to end where it was going to.
-    plan = folder.once("plan", lambda: _planned(work, clock, slowest), clock=clock)
-    trained = folder.once("training", train, clock=clock, kind="training")
-    work.restore(weights)
-    left = plan["front_s"]
-    work.score_on(plan["rows"])
-    budget = int(np.clip(left / max(work.seconds_of_one(), 1e-3), LEAST_EVALUATIONS, 400))
-
-    def evaluate(codes: Sequence[Code]) -> Any:
-        rows = []
-        for code in (_whole(searched, code) for code in codes):
-            rows.append([1 - work.quality(code), table.predict(space.operators(code))])
-            if writer is not None:
-                writer.add(code, rows[-1])
-        return np.array(rows)
-
-    def front() -> dict[str, Any]:
-        if writer is not None:
-            writer.begin()
-        # This device's own first: a population may not hold all of an earlier search's front.
-        first = _inside(searched, [*map(tuple, trained["codes"]), fastest, slowest, *taken.start])
-        found = concurrent_nas(
-            searched, evaluate, budget=budget, population=min(50, budget // 3), start=first,
-            journal=path / "evaluated.jsonl",
-            context=replace(context, deadline=clock.deadline(left)),
-        )  # fmt: skip
-        codes = [_whole(searched, code) for code in found.codes]
-        return {"codes": codes, "values": found.values, "history": found.history}
-
-    evaluated = folder.once("front", front, clock=clock, kind="measuring")
+    plan = folder.once("plan", lambda: planned(kind, clock, slowest, context.seed), clock=clock)
+    trained = folder.once(
+        "training", lambda: train_supernetwork(kind, table, latency_ms, plan, path, clock, context), clock=clock,
+        kind="training",
+    )  # fmt: skip
+    restore_weights(kind, path)
+    learnt = [tuple(code) for code in trained["codes"]]
+    rows = drawn(kind.validation, plan["rows"], context.seed)
+    count = evaluations(kind, rows, plan["front_s"])
+    evaluated = folder.once(
+        "front",
+        lambda: find_front(
+            kind, space, table, rows=rows, budget=count, journal=path / "evaluated.jsonl", writer=writer, clock=clock,
+            # This device's own first: a population may not hold all of an earlier search's front.
+            start=[*learnt, fastest, slowest, *taken.start], seconds=plan["front_s"], context=context,
+        ),
+        clock=clock, kind="measuring",
+    )  # fmt: skip
     codes, values = [tuple(code) for code in evaluated["codes"]], np.array(evaluated["values"])
     if writer is not None:
         writer.write(codes, values)
     limit = float("inf") if latency_ms is None else latency_ms
-    chosen = finalists(codes, values, limit, extra=[tuple(code) for code in trained["codes"]])
-
-    def finish() -> list[dict[str, Any]]:
-        found = []
-        for at, code in enumerate(chosen):
-            target = path / "candidates" / f"{at + 1}"
-            left = 0.9 * clock.remaining_s()
-            if at and left < work.seconds_to_finish(code):  # the first is finished in any case
-                break
-            if not (target / "network.json").exists():
-                work.finish(code, target, context, left / (len(chosen) - at))
-            found.append({"code": code, "folder": str(target)})
-        return found
-
-    made = folder.once("finalists", finish, clock=clock, kind="training")
-
-    def measure() -> list[dict[str, Any]]:
-        from ontarget.pool.found_networks import read_info
-        from ontarget.search.measure_found import measure_found
-
-        folders = [Path(entry["folder"]) for entry in made]
-        if context.progress is not None:
-            context.progress(0, 1, "measuring in a fresh process")
-        times = measure_found(folders, setting)
-        rows = []
-        for entry, measured in zip(made, times, strict=True):
-            code = tuple(entry["code"])
-            info = read_info(Path(entry["folder"]))
-            rows.append(
-                {
-                    **entry, "quality": info["quality"], "measured_ms": measured,
-                    "predicted_ms": table.predict(space.operators(code)), "config": space.config(code),
-                    "kept": measured <= MARGIN * limit,
-                }
-            )  # fmt: skip
-        return rows
-
-    measured = folder.once("measured", measure, clock=clock, kind="measuring")
-    kept = [row for row in measured if row["kept"]]
-    if not kept:
-        raise LimitError(
-            f"No network that was trained stays within {MARGIN:.0%} of {latency_ms:g} ms: the fastest takes "
-            f"{min(row['measured_ms'] for row in measured):.3g} ms.",
-            option="--latency-ms", next_step="raise the limit a little, or profile this device when it is quiet",
-        )  # fmt: skip
-    points = np.array([[1 - row["quality"], row["measured_ms"]] for row in kept])
-    kept = [kept[at] for at in non_dominated(points)]
-    kept.sort(key=lambda row: -row["quality"])
-    networks = _publish(path, kept)
+    chosen = finalists(codes, values, limit, extra=learnt)
+    finished = folder.once(
+        "finalists", lambda: finish_networks(kind, chosen, path / "candidates", clock, context), clock=clock,
+        kind="training",
+    )  # fmt: skip
+    measured = folder.once(
+        "measured", lambda: measure_networks(finished, whole, table, setting, limit, context), clock=clock,
+        kind="measuring",
+    )  # fmt: skip
+    networks = publish(path / "found", kept_networks(measured, limit))
     result = Searched(
-        str(path), work.data.metric, work.name, tuple(networks),
+        str(path), kind.data.metric, kind.name, tuple(networks),
         tuple({"code": code, "quality": 1 - value[0], "predicted_ms": value[1]}
               for code, value in zip(codes, values.tolist(), strict=True)),
-        tuple(evaluated["history"]), tuple(importance(searched, _inside(searched, codes), 1 - values[:, 0])),
+        tuple(evaluated["history"]), tuple(importance(space, codes_inside(space, codes), 1 - values[:, 0])),
         {**asdict(table.agreement), "kendall": table.agreement.kendall, "error": table.agreement.median_error},
-        asdict(setting), latency_ms, table.predict(space.operators(fastest)),
-        table.predict(space.operators(slowest)), time.monotonic() - begun, taken.to_json(), clock.elapsed_s(),
+        asdict(setting), latency_ms, table.predict(whole.operators(fastest)),
+        table.predict(whole.operators(slowest)), time.monotonic() - begun, taken.to_json(), clock.elapsed_s(),
         clock.budget_s,
     )  # fmt: skip
     write_atomic(path / "search.json", to_json(asdict(result)))
     write_search_page(path / "search.html", result, trained.get("history", ()))
     return result
-
-
-def _planned(work: _Search, clock: Clock, slowest: Code) -> dict[str, Any]:
-    """Seconds for the super-network and for the front, and its epochs, such that one network can be finished after."""
-    free = max(0.3 * clock.budget_s, clock.remaining_s() - work.seconds_to_finish(slowest))
-    shares = TRAINING_SHARE + EVALUATION_SHARE
-    training_s, front_s = (min(share * clock.budget_s, free * share / shares)
-                           for share in (TRAINING_SHARE, EVALUATION_SHARE))  # fmt: skip
-    affordable = EVALUATION_ROWS * front_s / (LEAST_EVALUATIONS * max(work.seconds_of_one(), 1e-3))
-    rows = int(np.clip(affordable, LEAST_EVALUATION_ROWS, EVALUATION_ROWS))
-    return {"training_s": training_s, "front_s": front_s, "epochs": work.epochs(training_s), "rows": rows}
-
-
-def _preprocessing_ms(work: _Search, batch_size: int) -> float:
-    """Median milliseconds in which one call's rows become tensors."""
-    inputs, times = work.data.train.inputs, []
-    for at in range(15):
-        rows = [inputs[(at * batch_size + row) % len(inputs)] for row in range(batch_size)]
-        begun = time.perf_counter()
-        work.preprocess(rows)
-        times.append(1000 * (time.perf_counter() - begun))
-    return float(np.median(times))
-
-
-def _left_for_network(latency_ms: float, preprocessing_ms: float) -> float:
-    if preprocessing_ms >= latency_ms:
-        raise LimitError(
-            f"A latency of {latency_ms:g} ms cannot be reached: preprocessing alone takes {preprocessing_ms:.3g} ms.",
-            option="--latency-ms", next_step="raise the limit",
-        )  # fmt: skip
-    return latency_ms - preprocessing_ms
-
-
-def _earlier(work: _Search, folder: RunFolder, earlier: Earlier) -> list[Any]:
-    """What earlier searches visited, read and checked before any work; nothing where this search goes on."""
-    if folder.has("taken_over"):
-        TakenOver.from_json(folder.read("taken_over")).check_asked(earlier, folder.path)
-        return []
-    return list(earlier.read(work.space, describe_space(work.space, work.name), work.data.fingerprint))
-
-
-def _taken_over(
-    work: _Search,
-    folder: RunFolder,
-    clock: Clock,
-    setting: Setting,
-    table: LatencyTable,
-    latency_ms: float | None,
-    earlier: Earlier,
-    read: list[Any],
-) -> tuple[TakenOver, StoreWriter | None]:
-    """What is taken over, decided once and kept in the folder, and the writer of this search's file in the store."""
-    import uuid
-
-    described, task = describe_space(work.space, work.name), work.data.fingerprint
-
-    def within(space: ElasticNetwork) -> bool:
-        if latency_ms is None:
-            return True
-        return table.predict(space.operators(extremes(space, table)[0])) <= MARGIN * latency_ms
-
-    def decide() -> dict[str, Any]:
-        begun = (folder.path / "evaluated.jsonl").exists()  # before this stage was kept: its space stays
-        others = earlier.store.others(described, task) if earlier.store else 0
-        plan = replace(earlier, whole_space=True) if begun else earlier
-        return take_over(work.space, plan, read, within=within, others=others, name=uuid.uuid4().hex[:16]).to_json()
-
-    taken = TakenOver.from_json(folder.once("taken_over", decide, clock=clock))
-    writer = None
-    if earlier.store is not None:
-        writer = earlier.store.writer(
-            described, task, taken.name, device=table.device, setting=asdict(setting),
-            source=getattr(work, "locator", None),
-        )  # fmt: skip
-    return taken, writer
-
-
-def _whole(space: ElasticNetwork, code: Code) -> Code:
-    """A code of the space that is searched in the whole space."""
-    return space.outer(code) if isinstance(space, ShrunkSpace) else code
-
-
-def _inside(space: ElasticNetwork, codes: Sequence[Code]) -> list[Code]:
-    """Codes of the whole space in the space that is searched, without those that are not in it."""
-    if not isinstance(space, ShrunkSpace):
-        return list(codes)
-    return [code for code in map(space.inner, codes) if code is not None]
-
-
-def extremes(space: ElasticNetwork, table: LatencyTable) -> tuple[Code, Code]:
-    """(fastest, slowest) code by the table: one slot after the other is set to its best choice until none changes.
-
-    Exact where a slot's time does not depend on the others, as in the spaces here.
-    """
-
-    def best(sign: float) -> Code:
-        code: Code = tuple(0 if sign > 0 else slot.choices - 1 for slot in space.slots)
-        for _ in range(3):
-            before = code
-            for at, slot in enumerate(space.slots):
-                options = [space.canonical((*code[:at], choice, *code[at + 1 :])) for choice in range(slot.choices)]
-                code = min(options, key=lambda option: sign * table.predict(space.operators(option)))
-            if code == before:
-                break
-        return code
-
-    return best(1.0), best(-1.0)
-
-
-def finalists(codes: Sequence[Code], values: Any, limit_ms: float, *, extra: Sequence[Code] = ()) -> list[Code]:
-    """Networks to finish, `FINALISTS` at most: the best within the limit, the extras, and others spread over the front.
-
-    values: (N, 2), 1 - quality and milliseconds.
-    """
-    from ontarget.search.genetic import non_dominated
-
-    order = [at for at in non_dominated(values) if values[at, 1] <= MARGIN * limit_ms]
-    order.sort(key=lambda at: values[at, 0])
-    known = {code: at for at, code in enumerate(codes)}
-    within = [code for code in extra if code in known and values[known[code], 1] <= MARGIN * limit_ms]
-    chosen = dict.fromkeys([*(codes[at] for at in order[:1]), *within])
-    left = FINALISTS - len(chosen)
-    if left > 0 and len(order) > 1:
-        for at in np.linspace(1, len(order) - 1, min(left, len(order) - 1)).round().astype(int):
-            chosen.setdefault(codes[order[at]])
-    if not chosen:  # the table's fastest were not evaluated, or all lie within the margin
-        chosen = dict.fromkeys([codes[int(np.argmin(values[:, 1]))]])
-    return list(chosen)[:FINALISTS]
-
-
-class _ImageSearch:
-    """A space of mobile CNNs for the task's images."""
-
-    name = "mobile"
-
-    def __init__(
-        self, data: TargetData, image_size: int | None, augment: str, optimizer: str, context: Context
-    ) -> None:
-        from ontarget.runtime.preprocess import open_image
-        from ontarget.search.example_rows import ExampleRows, Part, image_preprocess
-        from ontarget.search.mobile_space import MobileSpace, stages_for
-        from ontarget.search.retrain import make_optimizer
-        from ontarget.search.train_found import augmented_rows
-
-        self.data, self.context = data, context
-        size = image_size or min(DEFAULT_SIZE, max(16, max(open_image(data.train.inputs[0]).size)))
-        if not 16 <= size <= 512:
-            raise SettingError(f"image_size is {size}.", allowed="16 to 512", option="--image-size")
-        self.preprocess = image_preprocess(data.train, size)
-        torch.manual_seed(context.seed)
-        self.space = MobileSpace(
-            image_size=size, channels=self.preprocess.settings["channels"], outputs=data.outputs, **stages_for(size)
-        )
-        self.train_rows = ExampleRows(self.preprocess, data.train)
-        self.optimizer, self.augment = optimizer, augment
-        make_optimizer([torch.nn.Parameter(torch.zeros(1))], optimizer, None, None)  # a wrong name is told at once
-        plain = augment in ("none", "adautomix")
-        self.final_rows = self.train_rows if plain else augmented_rows(self.preprocess, data.train, augment, context)
-        order = np.random.default_rng(context.seed).permutation(len(data.train))
-        split = int(len(order) * (1 - ARCHITECTURE_SHARE))
-        self.weight_rows = Part(self.train_rows, order[:split])
-        self.architecture_rows = Part(self.train_rows, order[split:])
-        self.calibration = Part(self.train_rows, order[:RECALIBRATION_ROWS])
-        self.validation = ExampleRows(self.preprocess, data.validation)
-        self.score_on(EVALUATION_ROWS)
-
-    def train(
-        self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
-    ) -> dict[str, Any]:
-        from ontarget.search.proxyless import Costs, proxyless
-
-        costs = Costs(self.space, table)
-        fast, slow = costs.of(costs.fastest()), table.predict(self.space.operators(extremes(self.space, table)[1]))
-        target = latency_ms if latency_ms is not None else (fast * slow) ** 0.5
-        warm = max(1, epochs // 3)
-        result = proxyless(
-            self.space, self.weight_rows, self.architecture_rows, table=table, latency_ms=target,
-            epochs=max(2, epochs - warm), warm_up_epochs=warm, batch_size=self.search_batch,
-            architecture_rate=6e-3, strength=(1.0, 0.6), checkpoint=checkpoint, context=context,
-        )  # fmt: skip
-        self.space.cpu()
-        return {"codes": [result.code], "history": result.history, "probabilities": result.probabilities}
-
-    def score_on(self, rows: int) -> None:
-        """Score networks of the front on so many validation rows."""
-        self.sample = _drawn(self.validation, rows, self.context.seed)
-
-    @property
-    def search_batch(self) -> int:
-        """Rows of a step of the search."""
-        return int(np.clip(len(self.weight_rows) // 30, 16, 128))
-
-    def epochs(self, seconds: float) -> int:
-        """Epochs of the search that the seconds allow, from the time of a few steps with weights alone."""
-        from ontarget.search.rows import batches
-        from ontarget.search.space import draw
-
-        generator, device = np.random.default_rng(0), self.context.device
-        steps = max(1, len(self.weight_rows) // self.search_batch)
-        self.space.to(device)
-        begun, done = time.monotonic(), 0
-        for images, labels in batches(self.weight_rows, self.search_batch, seed=0, epoch=0):
-            scores = self.space(images.to(device), draw(self.space, generator))
-            loss = torch.nn.functional.cross_entropy(scores, labels.to(device))
-            (gradient,) = torch.autograd.grad(loss, [self.space.head.linear.weight])
-            gradient.sum().item()  # an accelerator has done its work when the clock is read
-            done += 1
-            if done >= 8:
-                break
-        epoch_s = (time.monotonic() - begun) / done * steps
-        self.space.cpu()
-        # A search step costs about as much as all candidates of a path together, every fifth step.
-        return int(np.clip(seconds / (2.5 * epoch_s), 3, 160))
-
-    def save(self, path: Path) -> None:
-        _save_weights(self.space, path)
-
-    def restore(self, path: Path) -> None:
-        _restore_weights(self.space, path)
-
-    def quality(self, code: Code) -> float:
-        from ontarget.adapt.metric import metric_value
-        from ontarget.search.retrain import recalibrate, scores
-
-        device = self.context.device
-        network = self.space.slice(code).to(device)
-        recalibrate(network, self.calibration, device=device)
-        targets = self.data.validation.targets[self.sample.positions.numpy()]
-        return metric_value(self.data.metric, scores(network, self.sample, device=device), targets)
-
-    def seconds_of_one(self) -> float:
-        from ontarget.search.space import draw
-
-        begun = time.monotonic()
-        self.quality(draw(self.space, np.random.default_rng(0)))
-        return time.monotonic() - begun
-
-    def seconds_to_finish(self, code: Code) -> float:
-        """Of the fewest epochs that a network is trained for."""
-        from ontarget.pool.found_networks import build_network
-
-        network, few = build_network(self.space.config(code)), _Few(self.final_rows, 8 * self.batch)
-        plain = Context(device=self.context.device)
-        self._train(network, _Few(self.final_rows, 2 * self.batch), 1, plain)  # warm-up
-        begun = time.monotonic()
-        self._train(network, few, 1, plain)
-        return LEAST_EPOCHS * (time.monotonic() - begun) * len(self.final_rows) / len(few)
-
-    def _train(self, network: Any, rows: Any, epochs: int, context: Context) -> None:
-        from ontarget.search.train_found import train_on_rows
-
-        train_on_rows(network, rows, self._training(epochs), context)
-
-    def _training(self, epochs: int) -> dict[str, Any]:
-        return {"epochs": epochs, "batch_size": self.batch, "augment": self.augment, "optimizer": self.optimizer}
-
-    @property
-    def batch(self) -> int:
-        """Rows of a step when a network is trained from scratch."""
-        return int(np.clip(len(self.train_rows) // 30, 16, 64))
-
-    def finish(self, code: Code, folder: Path, context: Context, seconds: float) -> None:
-        """Train from scratch, for the seconds but `LEAST_EPOCHS` at least, and store."""
-        from ontarget.adapt.metric import metric_value
-        from ontarget.pool.found_networks import build_network
-        from ontarget.search.retrain import scores
-
-        epochs = int(np.clip(LEAST_EPOCHS * seconds / self.seconds_to_finish(code), LEAST_EPOCHS, MOST_EPOCHS))
-        torch.manual_seed(context.seed)
-        config = self.space.config(code)
-        network = build_network(config)
-        begun = time.monotonic()
-        self._train(network, self.final_rows, epochs, replace(context, deadline=None))
-        training = {**self._training(epochs), "seconds": time.monotonic() - begun, "seed": context.seed}
-        found = scores(network.cpu(), self.validation)
-        _store(self, network, config, folder, code, metric_value(self.data.metric, found, self.data.validation.targets),
-               training=training)  # fmt: skip
-
-
-class _TextSearch:
-    """A pretrained encoder and its slices for the task's texts."""
-
-    def __init__(self, data: TargetData, source: str | None, max_length: int | None, context: Context) -> None:
-        from ontarget.pool import load, resolve
-        from ontarget.search.example_rows import ExampleRows
-        from ontarget.search.slice_pretrained import slice_pretrained
-
-        self.data, self.context = data, context
-        self.locator = source or "zoo:minilm"
-        loaded = load(resolve(self.locator), max_length=max_length)
-        model = getattr(loaded.encoder, "model", None)
-        if model is None or loaded.preprocess.kind != "tokens":
-            raise SettingError(
-                f"'{self.locator}' cannot be sliced.", allowed="BERT and Llama encoders", option="--source",
-                next_step="use zoo:minilm, zoo:smollm2-135m, or hub:/file: of a BertModel or LlamaModel",
-            )  # fmt: skip
-        self.preprocess = loaded.preprocess
-        self.train_rows = ExampleRows(self.preprocess, data.train)
-        lengths = self.train_rows.source.lengths
-        assert lengths is not None  # texts have been tokenized
-        # Operators are timed at the length of nine rows in ten.
-        self.length = int(np.clip(np.percentile(lengths, 90), 8, int(self.preprocess.settings["max_length"])))
-        self.space = slice_pretrained(model, outputs=data.outputs, length=self.length)
-        self.name: str = self.space.full["network"]
-        self.validation = ExampleRows(self.preprocess, data.validation)
-        self.score_on(EVALUATION_ROWS)
-
-    def score_on(self, rows: int) -> None:
-        """Score slices of the front on so many validation rows."""
-        self.sample = _drawn(self.validation, rows, self.context.seed)
-
-    def train(
-        self, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
-    ) -> dict[str, Any]:
-        from ontarget.search.instatune import fit_head, instatune, sort_by_importance
-
-        few = _drawn(self.train_rows, self._importance_rows(context), 0)
-        fit_head(self.space, few, device=context.device)
-        sort_by_importance(self.space, few, device=context.device)
-        result = instatune(
-            self.space, self.train_rows, epochs=epochs, batch_size=TEXT_BATCH, checkpoint=checkpoint, context=context
-        )
-        self.space.cpu()
-        return {"codes": [self.space.largest], "history": result.history, "steps": result.steps}
-
-    def _importance_rows(self, context: Context) -> int:
-        """Rows that importance is told from: as many as `IMPORTANCE_SHARE` of the time allows, by one forward pass."""
-        if context.deadline is None:
-            return IMPORTANCE_ROWS
-        ids, mask, _ = _drawn(self.train_rows, TEXT_BATCH, 0)[torch.arange(min(TEXT_BATCH, len(self.train_rows)))]
-        device = context.device
-        self.space.to(device)
-        begun = time.monotonic()
-        with torch.inference_mode():
-            self.space(ids.to(device), mask.to(device), self.space.largest).sum().item()
-        # A row is passed forward for the head, and forward and backward for the importance.
-        row_s = 4 * (time.monotonic() - begun) / len(ids)
-        left = IMPORTANCE_SHARE * max(0.0, context.deadline - time.monotonic())
-        return int(np.clip(left / max(row_s, 1e-6), LEAST_IMPORTANCE_ROWS, IMPORTANCE_ROWS))
-
-    def epochs(self, seconds: float) -> int:
-        """Epochs of InstaTune that the seconds allow, from the time of a few steps."""
-        from ontarget.search.instatune import trained_weights
-        from ontarget.search.rows import batches
-        from ontarget.search.space import draw
-
-        generator, device = np.random.default_rng(0), self.context.device
-        self.space.to(device)
-        steps, weights = max(1, len(self.train_rows) // TEXT_BATCH), list(trained_weights(self.space.network).values())
-        begun, done = time.monotonic(), 0
-        for *inputs, labels in batches(self.train_rows, TEXT_BATCH, seed=0, epoch=0):
-            ids, mask, labels = (value.to(device) for value in (*inputs, labels))
-            codes = (self.space.largest, draw(self.space, generator))
-            for code in codes:
-                loss = torch.nn.functional.cross_entropy(self.space(ids, mask, code), labels)
-                gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-                gradients[-1].sum().item()  # an accelerator has done its work when the clock is read
-            done += 1
-            if done >= 3:
-                break
-        step_s = (time.monotonic() - begun) / done
-        self.space.cpu()
-        return int(np.clip(seconds / (1.15 * step_s * steps), 1, 8))
-
-    def save(self, path: Path) -> None:
-        _save_weights(self.space, path)
-
-    def restore(self, path: Path) -> None:
-        _restore_weights(self.space, path)
-
-    def quality(self, code: Code) -> float:
-        from ontarget.adapt.metric import metric_value
-
-        targets = self.data.validation.targets[self.sample.positions.numpy()]
-        network, device = self.space.slice(code), self.context.device
-        return metric_value(self.data.metric, token_scores(network.to(device), self.sample, device=device), targets)
-
-    def seconds_of_one(self) -> float:
-        begun = time.monotonic()
-        self.quality(self.space.largest)
-        return 0.7 * (time.monotonic() - begun)
-
-    def seconds_to_finish(self, code: Code) -> float:
-        return 0.0
-
-    def finish(self, code: Code, folder: Path, context: Context, seconds: float) -> None:
-        """Slice, tune the slice by itself where there is time, keep what validation rows like better, and store it."""
-        network = self.space.slice(code).eval()
-        quality, tuning = self._whole_quality(network), {}
-        if code != self.space.canonical(self.space.largest):
-            tuned, epochs = self._tuned(code, context, seconds)
-            after = self._whole_quality(tuned) if epochs else quality
-            tuning = {"tuning": {"epochs": epochs, "before": quality, "after": after}}
-            if after > quality:
-                network, quality = tuned, after
-        _store(self, network.cpu(), self.space.config(code), folder, code, quality, length=self.length, **tuning)
-
-    def _whole_quality(self, network: Any) -> float:
-        """On all validation rows."""
-        from ontarget.adapt.metric import metric_value
-
-        found = token_scores(network.to(self.context.device), self.validation, device=self.context.device)
-        return metric_value(self.data.metric, found, self.data.validation.targets)
-
-    def _tuned(self, code: Code, context: Context, seconds: float) -> tuple[Any, int]:
-        """The slice tuned by itself, and the epochs that the seconds allowed, from the time of a few steps."""
-        from ontarget.search.tune_slice import tune_slice
-
-        if seconds <= 0:
-            return self.space.slice(code), 0
-        teacher = self.space.slice(self.space.largest).to(context.device).eval()
-        few, plain = _drawn(self.train_rows, 4 * TEXT_BATCH, 0), replace(context, progress=None, deadline=None)
-        for _ in range(2):  # the first is warm-up
-            begun = time.monotonic()
-            trial = self.space.slice(code)
-            tune_slice(trial, few, teacher=teacher, epochs=1, batch_size=TEXT_BATCH, context=plain)
-        epoch_s = (time.monotonic() - begun) * len(self.train_rows) / len(few)
-        left = seconds - 2 * (time.monotonic() - begun)
-        epochs = max(0, int(min(0.85 * left / epoch_s, MOST_TUNING_EPOCHS)))
-        network = self.space.slice(code)
-        if epochs:
-            limited = replace(context, deadline=time.monotonic() + left)
-            tune_slice(network, self.train_rows, teacher=teacher, epochs=epochs, batch_size=TEXT_BATCH, context=limited)
-        return network, epochs
-
-
-_Search = _ImageSearch | _TextSearch
-
-
-def _drawn(rows: Any, count: int, seed: int) -> Any:
-    """Up to ``count`` rows, drawn, in their order."""
-    from ontarget.search.example_rows import Part
-
-    return Part(rows, np.sort(np.random.default_rng(seed).permutation(len(rows))[:count]))
-
-
-class _Few:
-    """The first rows of others."""
-
-    def __init__(self, rows: Any, count: int) -> None:
-        self.rows, self.count = rows, min(count, len(rows))
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, positions: Any) -> Any:
-        return self.rows[positions]
-
-
-def token_scores(network: Any, rows: Any, batch_size: int = 64, *, device: str = "cpu") -> Any:
-    """Scores (N, C) of token rows in their order; batches go by length, so that little is padding."""
-    network.eval()
-    positions = getattr(rows, "positions", torch.arange(len(rows)))
-    whole = getattr(rows, "rows", rows)
-    order = np.argsort(whole.source.lengths[positions.numpy()], kind="stable")
-    parts = []
-    with torch.inference_mode():
-        for at in range(0, len(order), batch_size):
-            ids, mask, _ = rows[torch.from_numpy(order[at : at + batch_size])]
-            parts.append(network(ids.to(device), mask.to(device)).float().cpu())
-    return torch.cat(parts).numpy()[np.argsort(order, kind="stable")]
-
-
-def _store(
-    work: Any,
-    network: torch.nn.Module,
-    config: Mapping[str, Any],
-    folder: Path,
-    code: Code,
-    quality: float,
-    **more: Any,
-) -> None:
-    from ontarget.pool.found_networks import digests, save_found
-
-    save_found(
-        folder, network, config, work.preprocess, seen=digests(work.data.train.inputs, work.data.modality),
-        code=list(code), quality=quality, metric=work.data.metric, classes=list(work.data.classes),
-        fingerprint=work.data.fingerprint, **more,
-    )  # fmt: skip
-
-
-def _save_weights(module: torch.nn.Module, path: Path) -> None:
-    from safetensors.torch import save
-
-    write_atomic(path, save({name: value.contiguous() for name, value in module.state_dict().items()}))
-
-
-def _restore_weights(module: torch.nn.Module, path: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        module.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, SafetensorError) as error:
-        raise RunError(f"{path} is missing or damaged.", next_step="delete stages/training.json beside it") from error
-    module.eval()
-
-
-def _publish(path: Path, kept: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """found/1 ...: the kept networks, best first."""
-    import shutil
-
-    target = path / "found"
-    if target.exists():
-        shutil.rmtree(target)
-    networks = []
-    for at, row in enumerate(kept):
-        shutil.copytree(row["folder"], target / str(at + 1))
-        networks.append({**row, "folder": str(target / str(at + 1)), "locator": f"file:{target / str(at + 1)}"})
-    return networks
-
-
-def _table(
-    space: ElasticNetwork,
-    setting: Setting,
-    given: Path | str | LatencyTable | None,
-    any_device: bool,
-    path: Path,
-    context: Context,
-) -> LatencyTable:
-    table = given if isinstance(given, LatencyTable) else LatencyTable.load(Path(given)) if given else None
-    if table is None and path.exists():
-        table = LatencyTable.load(path)
-    if table is None:
-        table = profile(space, setting, context=context)
-    elif not any_device:
-        table.check_device()
-    if table.setting != setting and given is not None:
-        raise SettingError(
-            f"The latency table is of {table.setting}, and {setting} is asked for.", option="--table",
-            next_step="make a table with the same runtime, precision, threads and batch size",
-        )  # fmt: skip
-    table.save(path)
-    return table
 
 
 def check_searchable(data: TargetData, budget_s: float) -> None:

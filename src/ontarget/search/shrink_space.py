@@ -74,6 +74,18 @@ class ShrunkSpace:
         return self.space.example(batch_size)
 
 
+def whole_code(space: ElasticNetwork, code: Code) -> Code:
+    """A code of the space that is searched in the whole space."""
+    return space.outer(code) if isinstance(space, ShrunkSpace) else code
+
+
+def codes_inside(space: ElasticNetwork, codes: Sequence[Code]) -> list[Code]:
+    """Codes of the whole space in the space that is searched, without those that are not in it."""
+    if not isinstance(space, ShrunkSpace):
+        return list(codes)
+    return [code for code in map(space.inner, codes) if code is not None]
+
+
 def shrink_space(space: ElasticNetwork, visited: Sequence[Code]) -> ShrunkSpace:
     """The space without the choices that clusters of ``visited`` codes, equal ones counted once, hardly make.
 

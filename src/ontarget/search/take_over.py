@@ -10,12 +10,13 @@ Checked: tests/search/test_take_over.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ontarget.errors import RunError, SettingError
+from ontarget.plan.run_folder import Clock, RunFolder
 from ontarget.search.genetic import non_dominated
 from ontarget.search.population_store import EarlierSearch, PopulationStore, Visited
 from ontarget.search.shrink_space import SMALLEST_CLUSTER, ShrunkSpace, shrink_space
@@ -185,6 +186,38 @@ def take_over(
         len(codes), () if shrunk is None else shrunk.dropped, count(space), count(shrunk or space), reason,
         tuple(str(folder.resolve()) for folder in earlier.folders), earlier.whole_space, name,
     )  # fmt: skip
+
+
+def read_earlier(
+    folder: RunFolder, earlier: Earlier, space: ElasticNetwork, described: Mapping[str, Any], task: str
+) -> list[Visited]:
+    """What earlier searches visited, read and checked before any work; nothing where ``folder``'s search goes on."""
+    if folder.has("taken_over"):
+        TakenOver.from_json(folder.read("taken_over")).check_asked(earlier, folder.path)
+        return []
+    return earlier.read(space, described, task)
+
+
+def taken_over_once(
+    folder: RunFolder,
+    clock: Clock,
+    earlier: Earlier,
+    visited: Sequence[Visited],
+    space: ElasticNetwork,
+    described: Mapping[str, Any],
+    task: str,
+    within: Callable[[ElasticNetwork], bool],
+) -> TakenOver:
+    """`take_over`, decided once and kept in the folder. visited: what `read_earlier` gave."""
+    import uuid
+
+    def decide() -> dict[str, Any]:
+        begun = (folder.path / "evaluated.jsonl").exists()  # before this stage was kept: its space stays
+        others = earlier.store.others(described, task) if earlier.store else 0
+        plan = replace(earlier, whole_space=True) if begun else earlier
+        return take_over(space, plan, visited, within=within, others=others, name=uuid.uuid4().hex[:16]).to_json()
+
+    return TakenOver.from_json(folder.once("taken_over", decide, clock=clock))
 
 
 def _shrunk(
