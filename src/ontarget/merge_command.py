@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,20 @@ def merge(
     as_adapter: Annotated[
         bool, typer.Option("--as-adapter", help="LoRA adapters: write their weighted sum as one adapter")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of dare's coin")] = 0,
+    tune_on: Annotated[
+        Path | None,
+        typer.Option("--tune-on", help="Table of prompts and answers whose metric chooses the weights"),
+    ] = None,
+    input: Annotated[str | None, typer.Option("--input", "-i", help="Of --tune-on: column of prompts")] = None,
+    target: Annotated[str | None, typer.Option("--target", "-t", help="Of --tune-on: column of answers")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="Of --tune-on: exact_match, last_number, token_f1, rouge_l, neg_perplexity")
+    ] = None,
+    checker: Annotated[Path | None, typer.Option(help="Of --tune-on: Python file that judges answers")] = None,
+    trials: Annotated[int, typer.Option(help="Of --tune-on: merges that are tried at most", min=1)] = 12,
+    budget: Annotated[str | None, typer.Option(help="Of --tune-on: time for all merges: 90s, 10m, 1.5h")] = None,
+    device: Annotated[str, typer.Option(help="Of --tune-on: where models answer: cpu, cuda")] = "cpu",
+    seed: Annotated[int, typer.Option(help="Of dare's coin, of proposed weights and of made splits")] = 0,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars")] = False,
 ) -> None:
     """Merge models that were tuned from one base, without training, tensor by tensor in little memory.
@@ -45,9 +58,12 @@ def merge(
 
     `ontarget merge adapter-1/ adapter-2/ --as-adapter -w 0.7 -w 0.3 -o joined`
 
+    `ontarget merge one/ two/ --base base/ --tune-on task.jsonl -i question -t answer -o merged` (weights that are
+    best on the task's validation rows; nothing is written where no merge is better than the best model)
+
     One model at weight 1 is returned as it is, bit for bit. Pickled weights are not read.
     """
-    from ontarget.cli import _given
+    from ontarget.cli import _given, seconds
     from ontarget.errors import SettingError, nearest
     from ontarget.merge.layer_names import layer_count
     from ontarget.merge.merge_models import merge_models, open_weights, swap_plan
@@ -62,6 +78,18 @@ def merge(
                            next_step=nearest(method, METHODS))  # fmt: skip
     if dtype is not None and dtype not in DTYPES:
         raise SettingError(f"'{dtype}' is no type of weights.", allowed=", ".join(DTYPES), option="--dtype")
+    if tune_on is not None:
+        given = {"--weight": weight, "--density": density, "--gamma": gamma, "--scale": scale, "--dtype": dtype,
+                 "--as-adapter": as_adapter}  # fmt: skip
+        if planned or any(given.values()):
+            named = ", ".join(name for name, value in given.items() if value) or "a plan"
+            raise SettingError("Weights that are tuned are not given.", option=f"{named}, --tune-on",
+                               next_step="leave one of them out")  # fmt: skip
+        fields = _given(input=input, target=target, metric=metric, checker=checker, seed=seed)
+        _tuned(
+            models, base, method, tune_on, fields, output, trials, seconds(budget) if budget else None, device, quiet
+        )
+        return
     weights = weight or [1 / len(models)] * len(models)
     if len(weights) != len(models):
         raise SettingError(f"{len(models)} models and {len(weights)} weights.", allowed="one weight for each model",
@@ -92,3 +120,30 @@ def merge(
             made = merge_models(plan, output, seed=seed, context=context)
     size = sum(path.stat().st_size for path in made.glob("*.safetensors")) / 2**20
     typer.echo(f"{made}: {len(list(made.glob('*.safetensors')))} file(s), {size:,.1f} MiB")
+
+
+def _tuned(
+    models: list[str], base: str | None, method: str | None, data: Path, fields: dict[str, Any], output: Path,
+    trials: int, budget_s: float | None, device: str, quiet: bool,
+) -> None:  # fmt: skip
+    import time
+
+    from ontarget.data.generation_data import load_generation
+    from ontarget.device import check_training_device
+    from ontarget.plan.merge_on_task import merge_on_task
+    from ontarget.progress import console_progress
+    from ontarget.task import load_task
+    from ontarget.values import Context
+
+    check_training_device(device)
+    task = load_task(str(data), {"kind": "generation", **fields}).task
+    rows = load_generation(task)
+    with console_progress(quiet) as progress:
+        deadline = time.monotonic() + budget_s if budget_s else None
+        found = merge_on_task(
+            models, base, rows, output, method=method or ("task_arithmetic" if base else "linear"), trials=trials,
+            context=Context(task.seed, device, progress, deadline),
+        )  # fmt: skip
+    for name, value in found.parents.items():
+        typer.echo(f"{name}: {rows.metric} {value:.4f}")
+    typer.echo(f"{output}: {found.says}")

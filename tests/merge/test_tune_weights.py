@@ -68,3 +68,43 @@ def test_the_deadline_and_wrong_settings(three: tuple[str, list[str]], tmp_path:
         tune_weights(parents, None, score, tmp_path / "w")
     with pytest.raises(SettingError, match="task_arithmetic"):
         tune_weights(parents, base, score, tmp_path / "w", method="layer_swapping")
+
+
+def test_the_command_merges_by_a_tasks_rows(tiny_language_model: Path, tmp_path: Path) -> None:
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM
+    from typer.testing import CliRunner
+
+    from ontarget.cli import app
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"q": f"say {at}", "a": f"{at % 7}"}) for at in range(60)))
+    models = []
+    for name, seed in (("one", 1), ("two", 2)):
+        model = AutoModelForCausalLM.from_pretrained(tiny_language_model)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+        model.save_pretrained(tmp_path / name)
+        for path in tiny_language_model.glob("tokenizer*"):
+            (tmp_path / name / path.name).write_bytes(path.read_bytes())
+        models.append(str(tmp_path / name))
+    common = ["merge", *models, "--base", str(tiny_language_model), "--tune-on", str(rows), "-i", "q", "-t", "a", "-q"]
+    made = CliRunner().invoke(
+        app, [*common, "--metric", "neg_perplexity", "--trials", "5", "-o", str(tmp_path / "merged")]
+    )
+    assert made.exit_code == 0, made.output
+    assert "the best of 5 merges" in made.output
+    assert (tmp_path / "merged" / "mergekit_config.yml").exists()
+    # No merge of random models answers anything: nothing is better than the best of them, and nothing is written.
+    other = CliRunner().invoke(
+        app, [*common, "--metric", "exact_match", "--trials", "2", "-o", str(tmp_path / "other")]
+    )
+    assert "Nothing is written: no merge of 2 is better" in str(other.exception)
+    assert not (tmp_path / "other").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    both = CliRunner().invoke(app, [*common, "-w", "0.5", "-w", "0.5", "-o", str(tmp_path / "third")])
+    assert "are not given" in str(both.exception)

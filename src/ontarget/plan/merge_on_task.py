@@ -1,0 +1,64 @@
+"""Merge models with weights that a task's own rows choose: `ontarget merge --tune-on`."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ontarget.adapt.judge_answers import answer_rows
+from ontarget.errors import RunError, SettingError
+from ontarget.merge.tune_weights import TunedMerge, tune_weights
+from ontarget.plan.language_trials import VALIDATION_ROWS, longest_answer, some
+from ontarget.values import Array, Context, GenerationData
+
+
+def merge_on_task(
+    models: Sequence[str],
+    base: str | None,
+    data: GenerationData,
+    output: Path,
+    *,
+    method: str = "task_arithmetic",
+    trials: int = 12,
+    context: Context = Context(),
+) -> TunedMerge:
+    """Score the models on the task's validation rows, tune the weights of their merge there, write it to ``output``.
+
+    models, base: folders, ``zoo:`` or ``hub:`` locators of whole models. ``output`` is new, and appears when it is
+    whole; test rows are not looked at. Raises RunError, and writes nothing, where no merge is better than the best of
+    the models.
+    """
+    from ontarget.pool.language_models import load_language_model, local_folder
+
+    if output.exists():
+        raise SettingError(f"'{output}' is there already.", option="--output", next_step="choose a new folder")
+    part = data.validation.take(some(len(data.validation), VALIDATION_ROWS, 0))
+
+    def score(folder: Path) -> Array:
+        source = load_language_model(str(folder), device=context.device)
+        longest = longest_answer(data, source)
+        return answer_rows(source, part, data, max_new_tokens=longest, context=context).rows
+
+    folders = {str(local_folder(model)): model for model in models}
+    parents: dict[str, Any] = {}
+    for at, folder in enumerate(folders):
+        if context.progress is not None:
+            context.progress(at, len(folders), f"scoring {folders[folder]}")
+        parents[folder] = score(Path(folder))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        found = tune_weights(
+            parents, str(local_folder(base)) if base else None, score, work, method=method, trials=trials,
+            context=context,
+        )  # fmt: skip
+        if found.plan is None:
+            raise RunError(f"Nothing is written: {found.says}.", option="--tune-on",
+                           next_step="use that model, another method, or more --trials")  # fmt: skip
+        (work / "merged").rename(output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return found
