@@ -92,7 +92,8 @@ def check_target(model: Any) -> None:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         one, two, three = (token % vocabulary for token in (1, 2, 3))
         device = model.get_input_embeddings().weight.device
-        plain = model(torch.tensor([[one, two], [one, three]], device=device), use_cache=False).logits[:, -1].float()
+        scores = model(torch.tensor([[one, two], [one, three]], device=device), use_cache=False).logits.float()
+        ahead, plain = float((scores[0, 0] - scores[1, 0]).abs().max()), scores[:, -1]
         target = Target(model)
         target.read([one])
         states = target.read([two, three], depths=torch.tensor([0, 0]), sees=torch.eye(2, dtype=torch.bool))
@@ -102,6 +103,8 @@ def check_target(model: Any) -> None:
     finally:
         model.train(training)
     scale = float(plain.std()) + 1e-6
+    if ahead > 0.01 * scale:
+        raise refuse("it is no causal language model: a token sees those behind it")
     half = model.get_input_embeddings().weight.dtype != torch.float32
     if not bool(((tree - plain).abs() <= (0.2 if half else 1e-3) * scale).all()):
         raise refuse("its pass over a tree gives other scores than its plain one")
