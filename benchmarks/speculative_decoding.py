@@ -1,13 +1,13 @@
 """Wall-clock of generation at batch 1: transformers plainly, by prompt lookup, by an assistant, and our draft head.
 
     OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK
-    OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK --model hub:org/large --assistant hub:org/small
+    OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK --model hub:LARGE --assistant hub:SMALL
 
 Prompts: first halves of docstrings of Python's standard library, the last tenth of them held out (or --prompts FILE).
 The head is trained on the model's own greedy replies to the others. All ways answer the same held-out prompts one at a
 time, greedily, in turns, and each round begins with another way; medians over rounds. "ours" is the shape that the
 automatic choice takes (measured on other held-out prompts), "plain ours" is what it falls back to. Whether the tokens
-equal those of plain transformers is recorded for every way. Target: ours at least as fast as each of transformers' ways.
+equal those of plain transformers is recorded for every way. Target: ours at least as fast as each of transformers'.
 """
 
 from __future__ import annotations
