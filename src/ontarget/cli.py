@@ -17,6 +17,7 @@ from ontarget.merge_command import merge as merge_command
 from ontarget.search_commands import device_app, discover_optimizer
 from ontarget.search_commands import search as search_command
 from ontarget.search_tasks_command import search_tasks as search_tasks_command
+from ontarget.serve_command import serve as serve_command
 
 app = typer.Typer(
     name="ontarget",
@@ -348,31 +349,7 @@ def predict(
             typer.echo(f"{len(predictions)} predictions in {output}", err=True)
 
 
-@app.command()
-def serve(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
-    host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on", min=0, max=65535)] = 8000,
-    threads: Threads = None,
-    max_body_mb: Annotated[float, typer.Option(help="Largest request body, MiB")] = 10.0,
-    max_rows: Annotated[int, typer.Option(help="Most rows of one request")] = 256,
-    timeout_s: Annotated[float, typer.Option(help="Longest time for one request, seconds")] = 30.0,
-) -> None:
-    """Serve a bundle over HTTP: /predict, /health, /self-test, /docs, and a page to try it on.
-
-    `ontarget serve runs/reviews/bundle --port 8000`
-    """
-    from ontarget.serve.server import serve_bundle
-
-    serve_bundle(
-        bundle,
-        host=host,
-        port=port,
-        threads=threads,
-        max_body_mb=max_body_mb,
-        max_rows=max_rows,
-        timeout_s=timeout_s,
-    )
+app.command("serve")(serve_command)
 
 
 @app.command()

@@ -7,6 +7,8 @@ checked before any work, and a request that takes too long is answered with 503 
 # No postponed annotations here: FastAPI reads those of the handlers, which are defined inside `make_app`.
 import asyncio
 import io
+import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +77,7 @@ def make_app(bundle: Any, limits: ServerLimits = ServerLimits()) -> Any:
         docs_url="/docs",
         redoc_url=None,
     )
-    app.add_middleware(_BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
+    app.add_middleware(BodyLimit, max_bytes=int(limits.max_body_mb * 2**20))
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:
@@ -176,11 +178,14 @@ def serve_bundle(
     uvicorn.run(make_app(bundle, limits), host=host, port=port, log_level="warning", access_log=False)
 
 
-class _BodyLimit:
-    """Answers 413 as soon as a body is known or found to be larger than allowed, without holding it in memory."""
+class BodyLimit:
+    """Answers 413 as soon as a body is known or found to be larger than allowed, without holding it in memory.
 
-    def __init__(self, app: Any, *, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    body_of: the answer's JSON from its sentence; ``{"detail": sentence}`` by default.
+    """
+
+    def __init__(self, app: Any, *, max_bytes: int, body_of: Callable[[str], Any] = lambda text: {"detail": text}):
+        self.app, self.max_bytes, self.body_of = app, max_bytes, body_of
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -215,7 +220,7 @@ class _BodyLimit:
         await self.app(scope, replay, send)
 
     async def _refuse(self, send: Any) -> None:
-        text = f'{{"detail":"The body is too large; at most {self.max_bytes} bytes are allowed."}}'.encode()
+        text = json.dumps(self.body_of(f"The body is too large; at most {self.max_bytes} bytes are allowed.")).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": text})

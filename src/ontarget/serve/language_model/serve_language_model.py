@@ -1,0 +1,77 @@
+"""Serves a language model until interrupted: everything is checked before the port answers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from ontarget.errors import SettingError, require_extra
+from ontarget.serve.language_model.openai_api import LanguageLimits, make_app, make_thread
+
+DRAIN_S = 30  # for running requests, when the server is told to stop
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+def serve_language_model(
+    locator: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    device: str = "cpu",
+    dtype: str | None = None,
+    window: int | None = None,
+    threads: int | None = None,
+    limits: LanguageLimits = LanguageLimits(),
+    api_key: str | None = None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """say: gets one line when the server answers, and a warning if it is open to others without a key.
+
+    Raises DataError, SettingError before the port answers.
+    """
+    require_extra("fastapi", "serve", "Serving a language model")
+    require_extra("uvicorn", "serve", "Serving a language model")
+    import torch
+    import uvicorn
+
+    from ontarget.serve.language_model.load_language_model import load_language_model
+
+    if api_key == "":
+        raise SettingError("The API key is empty.", allowed="one character or more", option="--api-key")
+    listening = _bound(host, port)
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = load_language_model(locator, device=device, dtype=dtype, window=window)
+        thread = make_thread(model, limits)
+        app = make_app(model, thread, limits, api_key=api_key)
+        at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        if host not in LOCAL and api_key is None:
+            say(f"Warning: anyone who can reach {host} can use this server; set ONTARGET_API_KEY or --api-key.")
+        say(f"{model.name}: {at}/v1 ({limits.slots} slots, window {model.window} tokens); Ctrl+C stops")
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S, server_header=False
+        )
+        try:
+            uvicorn.Server(config).run(sockets=[listening])
+        except KeyboardInterrupt:  # raised again by uvicorn when all has ended
+            pass
+        finally:
+            thread.close()
+    finally:
+        listening.close()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that holds the port and does not answer yet. Raises SettingError."""
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise SettingError(
+            f"{host}, port {port}, cannot be used ({error.strerror}).", option="--host, --port",
+            next_step="choose another port; 0 takes a free one",
+        ) from error  # fmt: skip
+    return made
