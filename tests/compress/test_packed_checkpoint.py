@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-
 from tiny_language_model import WORDS, write_tiny_llama
+
 from ontarget.compress.gwq import QuantizedMatrix, gwq
 from ontarget.compress.packed_checkpoint import (
     MANIFEST,
@@ -114,7 +114,7 @@ Q = "model.layers.0.self_attn.q_proj"
         (changed(lambda told: told.update(version=2)), "has version 2"),
         (changed(lambda told: told.update(format="gptq")), "not of the format"),
         (changed(lambda told: told.update(bits=9)), "does not tell bits"),
-        (changed(lambda told: told["matrices"].update({Q: [32, 48]})), rf"'{Q}.weight.codes' .* is torch.uint8 \(32, 12"),
+        (changed(lambda told: told["matrices"].update({Q: [32, 48]})), r"codes' .* is torch.uint8 \(32, 12"),
         (changed(lambda told: told["tied"].update({"lm_head.weight": "gone"})), "ties 'lm_head.weight' to 'gone'"),
         (lambda folder: (folder / MANIFEST).unlink(), "is no packed model"),
         (lambda folder: (folder / WEIGHTS).unlink(), "missing, cut off or damaged"),
@@ -138,14 +138,14 @@ def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message
 def test_nothing_is_left_behind_and_nothing_overwritten(tmp_path: Path) -> None:
     model, matrices, folder = compressed(tmp_path)
     packed = packed_model(model, matrices, share=0.03)
-    with pytest.raises(RunError, match="'.*small' exists"):
+    with pytest.raises(RunError, match="small' exists"):
         write_packed(packed, folder, copy_from=tmp_path / "model")
     full = dict(packed.others) | {"x": torch.ones(2, 2).t()[:, :1]}
     broken = type(packed)(packed.matrices, {**full, "y": object()}, {}, 3, 16, 0.03)  # type: ignore[dict-item]
     with pytest.raises(Exception, match="object"):
         write_packed(broken, tmp_path / "other", copy_from=tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "small"]
-    with pytest.raises(DataError, match="no matrix 'gone.weight'"):
+    with pytest.raises(DataError, match="no matrix 'gone"):
         packed_model(model, {"gone": matrices[Q]}, share=0.03)
     with pytest.raises(DataError, match="0 matrices"):
         packed_model(model, {}, share=0.03)

@@ -41,6 +41,9 @@ class GwqLinear(nn.Module):
     four: Tensor | None
     factors: Tensor | None
     correction: Tensor | None
+    _first: Tensor
+    _second: Tensor
+    _shift: Tensor
 
     def __init__(
         self, matrix: QuantizedMatrix, bias: Tensor | None = None, *, dtype: torch.dtype = torch.bfloat16,
@@ -93,7 +96,7 @@ class GwqLinear(nn.Module):
         if self.four is None or given.numel() > MANY * self.in_features or given.dtype != torch.bfloat16:
             return nn.functional.linear(given, self.weight_as(given.dtype), self.bias)
         flat = given.reshape(-1, self.in_features)
-        made = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.four, self.group, self.factors)
+        made: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.four, self.group, self.factors)
         if self.correction is not None:
             made = made + torch.mm(self.correction, flat.float().t()).t().to(made.dtype)
         if self.bias is not None:

@@ -1,9 +1,10 @@
 """A language model that GWQ has quantised, as a folder: config, tokenizer, gwq.safetensors, gwq.json.
 
-The file has, for each quantised matrix of shape (m, n), six tensors NAME.weight.PART: codes uint8 (m, ceil(n bits / 8)),
-scale and low float16 (m, groups), and the outliers by rows: starts int32 (m + 1,), columns uint16 (int32 where n is
-above 65,536), values float16. All other tensors are there once, tied ones too: as 16-bit numbers where that loses
-nothing, otherwise rounded to float16, float32 where they do not fit. Checked: tests/compress/test_packed_checkpoint.py.
+The file has, for each quantised matrix of shape (m, n), six tensors NAME.weight.PART: codes uint8
+(m, ceil(n bits / 8)), scale and low float16 (m, groups), and the outliers by rows: starts int32 (m + 1,), columns
+uint16 (int32 where n is above 65,536), values float16. All other tensors are there once, tied ones too: as 16-bit
+numbers where that loses nothing, otherwise rounded to float16, float32 where they do not fit. Checked:
+tests/compress/test_packed_checkpoint.py.
 
 The file is not called model.safetensors, so that no other tool takes it for weights as they are.
 """
@@ -231,7 +232,10 @@ def _matrix(folder: Path, told: Mapping[str, Any], name: str, tensors: dict[str,
 
 
 def load_dequantized(folder: Path, *, dtype: str = "float32") -> Any:
-    """The causal language model with its weights written out, in evaluation mode. Raises RunError: see `read_packed`."""
+    """The causal language model with its weights written out, in evaluation mode.
+
+    Raises RunError: see `read_packed`.
+    """
     kind = getattr(torch, dtype)
     return _built(folder, read_packed(folder), lambda name, one: one.dequantized().to(kind), kind)
 
@@ -239,7 +243,8 @@ def load_dequantized(folder: Path, *, dtype: str = "float32") -> Any:
 def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") -> Any:
     """The causal language model with `GwqLinear` layers, whose weights stay in few bits; in evaluation mode.
 
-    dtype: of all else and of the results. path: see `GwqLinear`. Raises RunError: see `read_packed`; SettingError: a path that is not there.
+    dtype: of all else and of the results. path: see `GwqLinear`.
+    Raises RunError: see `read_packed`; SettingError: a path that is not there.
     """
     from ontarget.compress.gwq_linear import use_packed_layers
 
@@ -252,7 +257,7 @@ def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") ->
 def _built(
     folder: Path, packed: PackedModel, weight: Callable[[str, QuantizedMatrix], Tensor] | None, kind: torch.dtype
 ) -> Any:
-    """The model of a folder's config with the stored tensors; without ``weight``, quantised layers have an empty one."""
+    """The model of a folder's config with the stored tensors; without ``weight``, quantised layers have none yet."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -274,8 +279,8 @@ def _built(
         if name not in found:
             raise RunError(f"'{folder / WEIGHTS}' lacks the tensor '{name}' of the model.", next_step=AGAIN)
         if found[name].shape != value.shape:
-            raise RunError(f"'{name}' of '{folder / WEIGHTS}' has shape {tuple(found[name].shape)}, in the config it is "
-                           f"{tuple(value.shape)}.", next_step=AGAIN)  # fmt: skip
+            raise RunError(f"'{name}' of '{folder / WEIGHTS}' has shape {tuple(found[name].shape)}, not "
+                           f"{tuple(value.shape)} as in the config.", next_step=AGAIN)  # fmt: skip
     extra = sorted(set(found) - set(state))
     if extra:
         raise RunError(f"'{folder / WEIGHTS}' has the tensor '{extra[0]}', which the model has not.", next_step=AGAIN)
