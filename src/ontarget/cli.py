@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ontarget.compress_command import compress as compress_command
 from ontarget.draft_command import draft as draft_command
 from ontarget.errors import OnTargetError, SettingError
 from ontarget.judge_commands import judge_app
@@ -304,6 +305,7 @@ app.command("search-tasks")(search_tasks_command)
 app.command("discover-optimizer")(discover_optimizer)
 app.command("merge")(merge_command)
 app.command("draft")(draft_command)
+app.command("compress")(compress_command)
 
 
 @app.command()

@@ -118,13 +118,16 @@ def load_language_model(locator: str, *, dtype: str = "float32", device: str = "
         raise DataError(f"The model in '{folder}' ({config.model_type}) is no causal language model.",
                         next_step="take one, such as zoo:smollm2-135m")  # fmt: skip
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        model, told = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # safetensors, tokenizers and transformers raise many kinds
         raise DataError(f"The model in '{folder}' cannot be loaded ({type(error).__name__}: {error}).",
                         next_step="check that its files are whole") from error  # fmt: skip
+    if missing := sorted(told.get("missing_keys", ())):
+        raise DataError(f"'{folder}' lacks {len(missing)} weights of a {type(model).__name__}, '{missing[0]}' first.",
+                        next_step="check that it is one: encoders have no head for text")  # fmt: skip
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
         raise DataError(f"The tokenizer in '{folder}' knows {len(tokenizer):,} tokens, more than the model.",
                         next_step="bring the tokenizer that belongs to the model")  # fmt: skip
