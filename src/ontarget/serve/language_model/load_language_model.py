@@ -8,7 +8,7 @@ from typing import Any
 
 from ontarget.errors import DataError, OnTargetError, SettingError, out_of_memory
 from ontarget.merge.checkpoint import TOKENIZER_FILES, Checkpoint, read_json
-from ontarget.merge.merge_models import local_folder
+from ontarget.pool.language_models import local_folder
 
 LOCATORS = ("zoo:", "hub:", "file:")
 DTYPES = ("float32", "bfloat16", "float16")
