@@ -7,6 +7,8 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from starlette.responses import Response
+
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -32,13 +34,14 @@ async def unless_gone(work: Any, receive: Callable[[], Any], timeout_s: float | 
         await asyncio.gather(working, going, return_exceptions=True)
 
 
-class EventStream:
-    """An ASGI response. events: JSON-able values, sent as they come, then ``[DONE]``.
+class EventStream(Response):
+    """events: JSON-able values, sent as they come, then ``[DONE]``.
 
     on_end: called once, however it ends. timeout_s: until a client that does not read is dropped.
     """
 
     def __init__(self, events: AsyncIterator[Any], *, on_end: Callable[[], None], timeout_s: float) -> None:
+        super().__init__()
         self._events, self._on_end, self._timeout_s = events, on_end, timeout_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

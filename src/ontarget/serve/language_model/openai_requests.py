@@ -120,7 +120,7 @@ class CompletionRequest(Asked):
         """Text or ids. Raises ApiError: several."""
         if isinstance(self.prompt, str):
             return self.prompt
-        if self.prompt and isinstance(self.prompt[0], int):
+        if not self.prompt or isinstance(self.prompt[0], int):
             return self.prompt  # type: ignore[return-value]
         if len(self.prompt) != 1:
             raise ApiError(400, f"{len(self.prompt)} prompts were sent; one a request is allowed.", param="prompt")

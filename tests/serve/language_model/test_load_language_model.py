@@ -1,0 +1,97 @@
+"""What is refused before a server starts, each with a sentence that says what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from ontarget.errors import DataError, SettingError
+from ontarget.serve.language_model.load_language_model import is_language_model, load_language_model
+
+
+def config(**fields: object) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        told = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**told, **fields}))
+
+    return change
+
+
+def pickled(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def truncated(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def without_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (pickled, "pickled weights alone"),
+        (truncated, "model.safetensors"),
+        (without_tokenizer, "no tokenizer"),
+        (config(model_type="t5"), "'t5', which is no causal language model"),
+        (config(model_type="mine", auto_map={"AutoConfig": "code.Config"}), "brings its own code, which is not run"),
+        (config(num_hidden_layers=3), "lacks"),
+        (config(intermediate_size=50), "intermediate|mismatch|size|lacks"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is no JSON"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "0 safetensors files"),
+    ],
+)
+def test_folders_that_cannot_be_served(
+    language_folder: Path, tmp_path: Path, change: Callable[[Path], object], words: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(language_folder, folder)
+    change(folder)
+    with pytest.raises(DataError, match=words):
+        load_language_model(str(folder))
+
+
+def test_options_that_cannot_be(language_folder: Path) -> None:
+    for option in ({"window": 5000}, {"window": 1}, {"dtype": "int3"}, {"device": "meat"}):
+        with pytest.raises(SettingError, match=next(iter(option)) if "window" in option else "meat|int3"):
+            load_language_model(str(language_folder), **option)  # type: ignore[arg-type]
+    assert load_language_model(str(language_folder), window=100).window == 100
+
+
+def test_bundles_and_models_are_told_apart(language_folder: Path, tmp_path: Path) -> None:
+    assert is_language_model(str(language_folder))
+    assert is_language_model("zoo:smollm2-135m")
+    (tmp_path / "bundle.json").write_text("{}")
+    assert not is_language_model(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["BUNDLE", "--slots", "2"], "a bundle has no slots"),
+        (["BUNDLE", "--api-key", "x"], "a bundle has no api key"),
+        (["MODEL", "--max-rows", "3"], "has no rows"),
+        (["MODEL", "--slots", "0"], "slots is 0"),
+        (["MODEL", "--api-key", ""], "empty"),
+        (["MODEL", "--timeout-s", "0"], "timeout_s is 0"),
+    ],
+)
+def test_options_of_the_wrong_kind_are_refused(
+    language_folder: Path, tmp_path: Path, given: list[str], words: str
+) -> None:
+    from ontarget.cli import app
+
+    (tmp_path / "bundle.json").write_text("{}")
+    names = {"BUNDLE": str(tmp_path), "MODEL": str(language_folder)}
+    error = CliRunner().invoke(app, ["serve", *(names.get(word, word) for word in given)]).exception
+    assert isinstance(error, SettingError)
+    assert words in str(error)
