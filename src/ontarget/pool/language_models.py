@@ -126,8 +126,11 @@ def load_language_model(locator: str, *, dtype: str = "float32", device: str = "
         raise DataError(f"The model in '{folder}' cannot be loaded ({type(error).__name__}: {error}).",
                         next_step="check that its files are whole") from error  # fmt: skip
     if missing := sorted(told.get("missing_keys", ())):
-        raise DataError(f"'{folder}' lacks {len(missing)} weights of a {type(model).__name__}, '{missing[0]}' first.",
-                        next_step="check that it is one: encoders have no head for text")  # fmt: skip
+        raise DataError(
+            f"The model in '{folder}' is no causal language model that is whole: it lacks {len(missing)} weights of a "
+            f"{type(model).__name__}, '{missing[0]}' first.",
+            next_step="check that it is one: encoders have no head for text",
+        )
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
         raise DataError(f"The tokenizer in '{folder}' knows {len(tokenizer):,} tokens, more than the model.",
                         next_step="bring the tokenizer that belongs to the model")  # fmt: skip
