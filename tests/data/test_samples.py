@@ -134,11 +134,11 @@ def test_debian_descriptions_are_joined_by_digest():
         "Package: z\nDescription-md5: 9\nDescription-de: unbekannt\n"
     )
     more = "Package: b\nDescription-md5: 2\nDescription-de: Bibliothek\n"
-    assert samples._described(listed, [german, more], "de") == [
-        ("Ein Spiel: schön\nZeile zwei\n\nAbsatz", "games"),
-        ("Bibliothek", "libs"),
-    ]
-    assert samples._described(listed, [german, more], "fr") == []
+    assert samples._described(listed, [german, more], "de") == {
+        "1": ("Ein Spiel: schön\nZeile zwei\n\nAbsatz", "games"),
+        "2": ("Bibliothek", "libs"),
+    }
+    assert samples._described(listed, [german, more], "fr") == {}
 
 
 def test_package_sections_keep_the_largest_and_first_lines(cache):
@@ -168,6 +168,17 @@ def test_fortunes_keep_the_largest_topics_and_of_equals_the_first_by_name(cache)
     assert len(samples.fortunes("it")) == 9
     two = samples.fortunes("it", topics=2)
     assert two["topic"].tolist() == ["a", "a", "d", "d", "d"] and two.index.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_translations_are_joined_and_no_text_is_there_twice(cache, monkeypatch):
+    told = {
+        "en": {"1": ("one", "a"), "2": ("two", "b"), "3": ("one", "a"), "4": ("four", "b"), "5": ("five", "c")},
+        "xx": {"4": ("vier", "b"), "1": ("eins", "a"), "3": ("uno", "a"), "9": ("neun", "c"), "5": ("vier", "c")},
+    }
+    monkeypatch.setattr(samples, "_fetched_descriptions", lambda folder, languages: {at: told[at] for at in languages})
+    assert samples.translated_sections("xx").to_numpy().tolist() == [["four", "vier", "b"], ["one", "eins", "a"]]
+    with pytest.raises(SettingError, match="language"):
+        samples.translated_sections("../x")
 
 
 def test_a_build_that_fails_or_gives_another_shape_leaves_nothing(cache):

@@ -179,21 +179,13 @@ def package_sections(
     Needs apt (20 MB, no root). Source: Debian's package lists; licences as of the packages, free all.
     Raises DataError: no descriptions in this language.
     """
-    if not re.fullmatch(r"[a-z]{2,3}(_[A-Z]{2})?", language):
-        raise SettingError(f"language '{language}'", allowed="a code such as en, fr, it, pt_BR", option="language")
+    _check_language(language)
 
     def build(folder: Path) -> pd.DataFrame:
         import pandas as pd
 
-        options = packages.debian_lists(folder, [language])
-        listed = packages.debian_output("apt-cache", options, "dumpavail")
-        paths = packages.debian_output(
-            "apt-get", options, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"
-        )
-        rows = _described(listed, map(packages.debian_list_text, paths.split()), language)
-        if not rows:
-            raise DataError(f"Debian has no descriptions in language '{language}'", option="language")
-        return pd.DataFrame(rows, columns=["text", "section"])
+        found = _fetched_descriptions(folder, [language])[language]
+        return pd.DataFrame(list(found.values()), columns=["text", "section"])
 
     table = stored_table(f"package-sections-{language}", build)
     if not full:
@@ -204,6 +196,26 @@ def package_sections(
     if limit is not None and limit < len(table):
         table = table.sample(limit, random_state=0)
     return table.reset_index(drop=True)
+
+
+def translated_sections(language: str) -> pd.DataFrame:
+    """Descriptions of Debian's software in English and translated: columns text, translation, section; whole texts.
+
+    Each text and each translation is there once, so that rows can be split without a description and its translation
+    on both sides. language, needs, licences, DataError: as in `package_sections`.
+    """
+    _check_language(language)
+
+    def build(folder: Path) -> pd.DataFrame:
+        import pandas as pd
+
+        found = _fetched_descriptions(folder, ["en", language])
+        rows = [(found["en"][digest][0], translation, section)
+                for digest, (translation, section) in found[language].items() if digest in found["en"]]  # fmt: skip
+        return pd.DataFrame(rows, columns=["text", "translation", "section"])
+
+    table = stored_table(f"translated-sections-{language}", build)
+    return table.drop_duplicates("text").drop_duplicates("translation", ignore_index=True)
 
 
 def emoji(vendor: Literal["google", "twitter"] = "google") -> tuple[Array, Array, Array]:
@@ -351,8 +363,28 @@ def _target_scores(example: dict[str, Any]) -> dict[str, float]:
     return parsed
 
 
-def _described(listed: str, descriptions: Iterable[str], language: str) -> list[tuple[str, str]]:
-    """(description, section) pairs, joined by the digest of the English text; the first of several packages counts.
+def _check_language(language: str) -> None:
+    if not re.fullmatch(r"[a-z]{2,3}(_[A-Z]{2})?", language):
+        raise SettingError(f"language '{language}'", allowed="a code such as en, fr, it, pt_BR", option="language")
+
+
+def _fetched_descriptions(folder: Path, languages: list[str]) -> dict[str, dict[str, tuple[str, str]]]:
+    """Language -> what `_described` gives. Raises DataError: no descriptions in a language."""
+    options = packages.debian_lists(folder, languages)
+    listed = packages.debian_output("apt-cache", options, "dumpavail")
+    paths = packages.debian_output(
+        "apt-get", options, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"
+    )
+    texts = [packages.debian_list_text(path) for path in paths.split()]
+    found = {language: _described(listed, texts, language) for language in languages}
+    for language, rows in found.items():
+        if not rows:
+            raise DataError(f"Debian has no descriptions in language '{language}'", option="language")
+    return found
+
+
+def _described(listed: str, descriptions: Iterable[str], language: str) -> dict[str, tuple[str, str]]:
+    """Digest of the English text -> (description, section), joined by it; the first of several packages counts.
 
     listed: Debian's list of packages. descriptions: its lists of descriptions in ``language``.
     """
@@ -366,7 +398,7 @@ def _described(listed: str, descriptions: Iterable[str], language: str) -> list[
             digest, description = fields.get("Description-md5", ""), fields.get(f"Description-{language}")
             if description and digest in section_of:
                 rows.setdefault(digest, (description, section_of[digest]))
-    return list(rows.values())
+    return rows
 
 
 def _stanzas(text: str) -> Iterator[dict[str, str]]:
