@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +64,7 @@ def intruders(
             rows = []
             for tried in FACTORS:
                 folder = output / "tried"
-                write_repaired(before, after, audit, tried, folder, copy_from=copied, context=context)
+                write_repaired(after, audit, tried, folder, copy_from=copied, context=context)
                 rows.append({"factor": tried, "proxy_loss": losses(folder, texts["proxy"]),
                              "target_loss": losses(folder, texts["target"])})  # fmt: skip
                 shutil.rmtree(folder)
@@ -72,8 +72,8 @@ def intruders(
             audit = replace(audit, repairs=tuple(rows), base_losses=at_base, chosen=choose_factor(rows))
         wanted = factor if factor is not None else audit.chosen
         if wanted is not None and audit.intruders:
-            write_repaired(before, after, audit, wanted, output / "repaired", copy_from=copied, context=context)
-    write_atomic(output / "audit.json", to_json(asdict(audit)))
+            write_repaired(after, audit, wanted, output / "repaired", copy_from=copied, context=context)
+    write_atomic(output / "audit.json", to_json(audit.told()))
     write_intruders_page(output / "audit.html", audit, base, tuned)
     typer.echo(f"{audit.intruders} intruders in {len(audit.matrices)} matrices that changed")
     for row in audit.repairs:

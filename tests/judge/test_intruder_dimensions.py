@@ -11,10 +11,11 @@ import torch
 from typer.testing import CliRunner
 
 from ontarget.cli import app
-from ontarget.errors import DataError, SettingError
-from ontarget.judge.audit_intruders import audit_intruders, choose_factor, losses, matrix
+from ontarget.errors import DataError, RunError, SettingError
+from ontarget.judge.audit_intruders import audit_intruders, choose_factor, losses, matrix, write_repaired
 from ontarget.judge.intruder_dimensions import counts, intruder_dimensions, scaled_down
 from ontarget.merge.checkpoint import Checkpoint
+from ontarget.merge.merge_models import open_weights
 
 
 def test_a_planted_direction_is_the_only_intruder_and_goes() -> None:
@@ -101,6 +102,23 @@ def test_from_an_adapter_to_a_repaired_model(models: Path) -> None:
     page = (models / "audit" / "audit.html").read_text()
     assert "<script" not in page and "mlp.down_proj" in page and "Repair" in page
     assert not (models / "audit" / "tried").exists()
+
+
+def test_a_repair_is_what_scaling_each_matrix_gives(models: Path) -> None:
+    base = Checkpoint(models / "base")
+    tuned = open_weights(str(models / "adapter"), base)
+    audit = audit_intruders(base, tuned)
+    assert len(audit.directions) == 2 and "directions" not in audit.told()
+    for factor in (1.0, 0.5, 0.0):
+        folder = write_repaired(tuned, audit, factor, models / f"repaired-{factor}", copy_from=models / "base")
+        repaired = Checkpoint(folder)
+        for name in base.entries:
+            after = matrix(tuned, name)
+            if "down_proj" in name:
+                after = scaled_down(after, intruder_dimensions(matrix(base, name), after), factor)
+            np.testing.assert_array_equal(matrix(repaired, name), after)
+    with pytest.raises(RunError, match="exists"):
+        write_repaired(tuned, audit, 0.0, folder, copy_from=models / "base")
 
 
 def test_wrong_models_and_options(models: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ontarget.errors import RunError
-from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
+from ontarget.plan.run_folder import Clock, RunFolder, new_folder, to_json, write_atomic
 
 
 def test_a_stage_is_computed_once(tmp_path: Path) -> None:
@@ -58,6 +58,30 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_atomic(path, "text is not bytes")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "model"
+    with new_folder(target) as partial:
+        (partial / "weights").write_bytes(b"one")
+        assert not target.exists()
+    assert (target / "weights").read_bytes() == b"one"
+    assert target.stat().st_mode & 0o055 == 0o055
+    with pytest.raises(RunError, match="exists"), new_folder(target):
+        pass
+
+    def stopped() -> None:
+        with new_folder(tmp_path / "deep" / "other") as partial:
+            (partial / "weights").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert [entry.name for entry in target.parent.iterdir()] == ["model"]
+    (tmp_path / "empty").mkdir()
+    with new_folder(tmp_path / "empty") as partial:
+        (partial / "weights").touch()
+    assert (tmp_path / "empty" / "weights").exists()
 
 
 def test_files_can_be_read_by_others_and_odd_text_is_written(tmp_path: Path) -> None:

@@ -7,21 +7,21 @@ whose loss on the target rises by 1% at most (choice); none where there is none.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ontarget.errors import DataError, SettingError
-from ontarget.judge.intruder_dimensions import EPSILON, TOP, counts, intruder_dimensions, scaled_down
+from ontarget.judge.intruder_dimensions import EPSILON, TOP, Directions, counts, intruder_dimensions, scaled_down
 from ontarget.merge.checkpoint import Weights
 from ontarget.merge.layer_names import layer_of
 from ontarget.merge.merge_checkpoints import copy_files, parts_of
 from ontarget.merge.number_types import FLOATING, from_float32, to_float32
 from ontarget.merge.streamed_safetensors import SafetensorsWriter
+from ontarget.plan.run_folder import new_folder
 from ontarget.values import Array, Context
 
 EPSILONS = tuple(round(0.05 * step, 2) for step in range(4, 20))
@@ -34,6 +34,7 @@ class Audit:
     """matrices: name, layer, module, shape, nearest (k,), intruders, change (of the norm). curve: epsilon -> intruders.
 
     repairs: factor, proxy_loss, target_loss of every factor that was tried. base_losses: proxy, target of the base.
+    directions: of the matrices that have intruders, by name: what a repair of any factor needs.
     """
 
     matrices: tuple[Mapping[str, Any], ...]
@@ -43,10 +44,17 @@ class Audit:
     repairs: tuple[Mapping[str, float], ...] = ()
     base_losses: Mapping[str, float] = field(default_factory=dict)
     chosen: float | None = None
+    directions: Mapping[str, Directions] = field(default_factory=dict, repr=False)
 
     @property
     def intruders(self) -> int:
         return sum(int(row["intruders"]) for row in self.matrices)
+
+    def told(self) -> dict[str, Any]:
+        """All but the directions, for a file."""
+        fields = asdict(replace(self, directions={}))
+        del fields["directions"]
+        return fields
 
 
 def audit_intruders(
@@ -60,6 +68,7 @@ def audit_intruders(
     if not names:
         raise DataError(f"'{base.title}' has no matrices in layers.", next_step="give a transformer's checkpoint")
     rows: list[dict[str, Any]] = []
+    directions = {}
     for done, name in enumerate(names):
         if context.progress is not None:
             context.progress(done, len(names), f"comparing {name}")
@@ -67,13 +76,17 @@ def audit_intruders(
         if np.array_equal(before, after):
             continue
         found = intruder_dimensions(before, after, top=top)
+        intruders = len(found.intruders(epsilon))
+        if intruders:
+            directions[name] = found
         rows.append({
             "name": name, "layer": layer_of(name), "module": module_of(name), "shape": before.shape,
-            "nearest": found.nearest, "intruders": len(found.intruders(epsilon)),
+            "nearest": found.nearest, "intruders": intruders,
             "change": float(np.linalg.norm(after - before) / max(float(np.linalg.norm(before)), 1e-12)),
         })  # fmt: skip
     nearest = [row["nearest"] for row in rows]
-    return Audit(tuple(rows), epsilon, top, dict(zip(EPSILONS, counts(nearest, EPSILONS), strict=True)))
+    curve = dict(zip(EPSILONS, counts(nearest, EPSILONS), strict=True))
+    return Audit(tuple(rows), epsilon, top, curve, directions=directions)
 
 
 def matrix(weights: Weights, name: str) -> Array:
@@ -90,41 +103,26 @@ def module_of(name: str) -> str:
 
 
 def write_repaired(
-    base: Weights,
-    tuned: Weights,
-    audit: Audit,
-    factor: float,
-    output: Path,
-    *,
-    copy_from: Path,
-    context: Context = Context(),
+    tuned: Weights, audit: Audit, factor: float, output: Path, *, copy_from: Path, context: Context = Context()
 ) -> Path:
-    """The tuned model with its intruders scaled by ``factor``, in the new folder ``output``; it appears when whole."""
-    if output.exists():
-        raise SettingError(f"'{output}' exists.", option="--output", next_step="choose a new folder")
-    repaired = {row["name"] for row in audit.matrices if row["intruders"]}
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    """The tuned model with its intruders scaled by ``factor``, in the new folder ``output``; it appears when whole.
+
+    Raises RunError where ``output`` exists.
+    """
     kinds = {name: (entry.kind, entry.shape) for name, entry in tuned.entries.items()}
-    try:
+    with new_folder(output) as partial:
         with SafetensorsWriter(partial / "model.safetensors", kinds, {"format": "pt"}) as writer:
             for done, (name, entry) in enumerate(tuned.entries.items()):
                 if context.progress is not None:
                     context.progress(done, len(kinds), f"writing {name}")
-                if name in repaired:
-                    after = matrix(tuned, name)
-                    found = intruder_dimensions(matrix(base, name), after, top=audit.top)
-                    mended = scaled_down(after, found, factor, epsilon=audit.epsilon)
+                if name in audit.directions:
+                    found = audit.directions[name]
+                    mended = scaled_down(matrix(tuned, name), found, factor, epsilon=audit.epsilon)
                     writer.write(name, 0, from_float32(mended.reshape(-1), entry.kind))
                     continue
                 for start, stop in parts_of(entry):
                     writer.write(name, start, tuned.read(name, start, stop))
         copy_files(copy_from, partial, None)
-        partial.rename(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return output
 
 

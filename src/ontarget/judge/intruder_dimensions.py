@@ -3,7 +3,8 @@
 Shuttleworth, Andreas, Torralba, Sharma, "LoRA vs Full Fine-tuning: An Illusion of Equivalence", 2024, arXiv 2410.21228;
 official code reeceshuttle/intruder-dimensions.
 Claim: low-rank adapters bring them in, full fine-tuning hardly does; scaling them down takes forgetting back at little
-cost. Left out: sequences of fine-tunings. Checked: tests/judge/test_intruder_dimensions.py.
+cost. Left out: sequences of fine-tunings. Checked: tests/judge/test_intruder_dimensions.py,
+claims/40_intruder_dimensions.py.
 
 u_j, the j-th of the top k left singular vectors of W, intrudes where s_j = max_i |u_j . u0_i| < epsilon over all left
 singular vectors of W0. Scaled down: W + (lambda - 1) sum_j sigma_j u_j v_j over the intruders.
@@ -51,7 +52,7 @@ def intruder_dimensions(base: Array, tuned: Array, *, top: int = TOP) -> Directi
         raise SettingError(f"top is {top}.", allowed="1 or more", option="--top")
     pretrained = np.linalg.svd(base, full_matrices=False)[0]
     left, sigma, right = np.linalg.svd(tuned, full_matrices=False)
-    left, sigma, right = left[:, :top], sigma[:top], right[:top]
+    left, sigma, right = left[:, :top].copy(), sigma[:top].copy(), right[:top].copy()  # views would keep it all
     # Signs of singular vectors are arbitrary; rounding may put a cosine a little above 1.
     nearest = np.minimum(np.abs(left.T @ pretrained).max(axis=1), 1.0)
     return Directions(nearest, sigma, left, right)

@@ -2,8 +2,8 @@
 
 Bandarkar, Muller, Yuvraj, Hou, Singhal, Lv, Liu, "Layer Swapping for Zero-Shot Cross-Lingual Transfer in Large Language
 Models", ICLR 2025, arXiv 2410.01335; no official code.
-Claim: above both experts and above their average, without task data in the language. Left out: its "reverse" control.
-Checked: tests/merge/test_merge_checkpoints.py; its claim is not written yet.
+Claim: above both experts and above their average, without task data in the language.
+Checked: tests/merge/test_merge_checkpoints.py; claims/39_layer_swapping.py, with the inverse swap as a control.
 
 Layers 0 .. b-1 and L-u .. L-1 are the language expert's, the next t_b and t_u ones averages, the others
 the task expert's; embeddings, last norm and head the language expert's (choice, as is 1/2 in the averages).

@@ -9,9 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ontarget.errors import DataError, RunError, SettingError
+from ontarget.errors import DataError, SettingError
 from ontarget.merge._contract import Range, Rule, alone_at_one, mask_of
 from ontarget.merge.checkpoint import INDEX, Weights
 from ontarget.merge.number_types import (
@@ -33,6 +31,7 @@ from ontarget.merge.number_types import (
     to_float32,
 )
 from ontarget.merge.streamed_safetensors import Entry, SafetensorsWriter
+from ontarget.plan.run_folder import new_folder
 from ontarget.values import Array, Context
 
 PART = 1 << 18  # numbers of a tensor that are merged at a time (choice)
@@ -72,8 +71,6 @@ def merge_checkpoints(
     Raises DataError naming tensor and model: shapes or names that differ, values that are not finite; SettingError;
     RunError where ``output`` exists.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(f"'{output}' exists.", option="--output", next_step="choose a new folder, or remove it")
     if rule.needs_base and base is None:
         raise SettingError("This method needs the base of the models.", option="--base", next_step="give it")
     _check_names(base, models)
@@ -84,10 +81,8 @@ def merge_checkpoints(
         name: (NAMES[dtype] if dtype is not None and entry.kind in FLOATING else entry.kind, entry.shape)
         for name, entry in first.entries.items()
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        shards = _shards(kept, shard_bytes)
+    shards = _shards(kept, shard_bytes)
+    with new_folder(output) as partial:
         for at, shard in enumerate(shards):
             name = "model.safetensors" if len(shards) == 1 else f"model-{at + 1:05}-of-{len(shards):05}.safetensors"
             with SafetensorsWriter(partial / name, {key: kept[key] for key in shard}, {"format": "pt"}) as writer:
@@ -102,13 +97,6 @@ def merge_checkpoints(
         copy_files(copy_from, partial, dtype)
         for name, text in (card or {}).items():
             (partial / name).write_text(text, encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        partial.chmod(0o777 & ~_umask())
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
     return output
 
 
@@ -277,9 +265,3 @@ def copy_files(source: Path | None, target: Path, dtype: str | None) -> None:
         told = json.loads(config.read_text(encoding="utf-8"))
         told["torch_dtype" if "torch_dtype" in told else "dtype"] = dtype
         config.write_text(json.dumps(told, indent=2), encoding="utf-8")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
