@@ -85,9 +85,10 @@ def tuned(name: str, rows: Sequence[Examples], context: Context) -> dict[int, tu
     found, checkpoint = {}, None
     for epoch in range(FIRST_EPOCH, EPOCHS + 1):
         done = finetune(
-            load(resolve("zoo:minilm"), max_length=LENGTH), rows[0], None, kind="classification",
-            metric="accuracy", mode="lora" if rank else "full", lora_rank=rank or 1, total_epochs=EPOCHS, stop_epoch=epoch, learning_rate=LORA_RATE if rank else FULL_RATE, weight_decay=0.0,
-            batch_size=BATCH, early_stopping=False, resume_from=checkpoint, context=context,
+            load(resolve("zoo:minilm"), max_length=LENGTH), rows[0], None, outputs=2, kind="classification",
+            metric="accuracy", mode="lora" if rank else "full", lora_rank=rank or 1, total_epochs=EPOCHS,
+            stop_epoch=epoch, learning_rate=LORA_RATE if rank else FULL_RATE, weight_decay=0.0, batch_size=BATCH,
+            early_stopping=False, resume_from=checkpoint, context=context,
         )  # fmt: skip
         checkpoint = done.checkpoint
         state = {key: value.clone() for key, value in done.network.state_dict().items()}
