@@ -54,20 +54,11 @@ State = dict[str, torch.Tensor]
 
 
 def films(seed: int) -> list[Examples]:
-<<<<<<< HEAD
-    """Training, validation, test; snippets within 0.5 of neutral are left out."""
-    from ontarget.data.samples import vader
-
-    table = vader("movies").drop_duplicates("text")
-    table = table[(table["sentiment"].abs() >= 0.5) & (table["text"] != "")]
-    targets = (table["sentiment"].to_numpy() > 0).astype(np.int64)
-=======
     """Training, validation, test."""
     from ontarget.data.samples import polarity
 
     table = polarity("movies")
     targets = (table["label"] == "positive").to_numpy().astype(np.int64)
->>>>>>> eeb911c7cff735005865c6ed31bc53490e98adc0
     order = np.random.default_rng(seed).permutation(len(table))[: TRAIN + VALIDATION + TEST]
     texts = table["text"].tolist()
     return [Examples([texts[int(at)] for at in rows], targets[rows], rows)
