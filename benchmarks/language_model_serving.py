@@ -107,7 +107,8 @@ def main() -> None:
     arguments = parser.parse_args()
     port = free_port()
     command = [sys.executable, "-c", "from ontarget.cli import main; main()", "serve", f"zoo:{MODEL}",
-               "--port", str(port), "--slots", str(arguments.clients), "--threads", os.environ.get("OMP_NUM_THREADS", "1")]  # fmt: skip
+               "--port", str(port), "--slots", str(arguments.clients),
+               "--threads", os.environ.get("OMP_NUM_THREADS", "1")]  # fmt: skip
     server = subprocess.Popen(command)
     address = f"http://127.0.0.1:{port}"
     try:
