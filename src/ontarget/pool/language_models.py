@@ -78,14 +78,10 @@ def local_folder(locator: str) -> Path:
         wanted = ["*.safetensors", "*.json", "tokenizer*", "vocab*", "merges.txt", "*.jinja"]
         return Path(snapshot_download(locator.removeprefix("hub:"), allow_patterns=wanted))
     if locator == DEFAULT:
-        from ontarget.pool import load, resolve
-        from ontarget.pool.cache import cache_folder
+        from ontarget.pool import resolve
+        from ontarget.pool.text_encoders import smollm2_folder
 
-        source = resolve(locator)
-        folder = cache_folder() / "converted" / source.requirement.replace("==", "-")
-        if not (folder / "config.json").exists():
-            load(source)  # converts the package's file once
-        return folder
+        return smollm2_folder(resolve(locator))
     folder = Path(locator.removeprefix("file:"))
     if not folder.exists():
         raise DataError(f"There is no '{folder}'.", next_step="check the path, or write hub:org/name")

@@ -113,13 +113,19 @@ def tokens_preprocess(tokenizer: Any, max_length: int) -> Preprocess:
 
 
 def load_smollm2(source: Source, max_length: int) -> Loaded:
-    """SmolLM2-135M as an encoder: mean of its last hidden states. The GGUF file is converted once."""
+    """SmolLM2-135M as an encoder: mean of its last hidden states."""
+    folder = smollm2_folder(source)
+    return load_transformer(source.locator, str(folder), max_length, local=True, normalise=False)
+
+
+def smollm2_folder(source: Source) -> Path:
+    """Folder of SmolLM2-135M as a causal language model; the package's GGUF file is converted once."""
     from ontarget.pool.cache import cache_folder
 
-    folder = cache_folder() / "converted" / source.requirement.replace("==", "-")
+    folder = cache_folder() / "converted" / f"{source.requirement.replace('==', '-')}-causal"
     if not (folder / "model.safetensors").exists():
         _convert_gguf(package_folder(source.package), "SmolLM2-135M-Instruct.Q4_1.gguf", folder)
-    return load_transformer(source.locator, str(folder), max_length, local=True, normalise=False)
+    return folder
 
 
 def _unpacked() -> dict[str, Any]:
@@ -136,7 +142,7 @@ def _convert_gguf(package: Path, name: str, folder: Path) -> None:
     import shutil
     import tempfile
 
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ontarget.errors import require_extra
 
@@ -145,7 +151,7 @@ def _convert_gguf(package: Path, name: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        model = AutoModel.from_pretrained(str(package), gguf_file=name, dtype=torch.float32, **_unpacked())
+        model = AutoModelForCausalLM.from_pretrained(str(package), gguf_file=name, dtype=torch.float32, **_unpacked())
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.half().save_pretrained(partial)
