@@ -20,9 +20,9 @@ def write_tiny_llama(folder: Path, *, tied: bool = True, dtype: torch.dtype = to
             "num_key_value_heads": 1, "intermediate_size": 40, "max_position_embeddings": 64}  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**{**told, **more}, tie_word_embeddings=tied))
     model.to(dtype).save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({f"w{at}": at for at in range(WORDS)}, unk_token="w0"))
+    tokenizer = Tokenizer(models.WordLevel({f"w{at:02d}": at for at in range(WORDS)}, unk_token="w00"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w1").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="w01").save_pretrained(folder)
     return folder
 
 
@@ -33,7 +33,7 @@ def sentences(count: int, length: int = 12, seed: int = 0) -> list[str]:
     for _ in range(count):
         at, words = int(generator.integers(2, WORDS)), []
         for _ in range(length):
-            words.append(f"w{at}")
-            at = 2 + (at - 1) % (WORDS - 2) if generator.random() < 0.9 else int(generator.integers(2, WORDS))
+            words.append(f"w{at:02d}")
+            at = 2 + (at - 1) % (WORDS - 2) if generator.random() < 0.7 else int(generator.integers(2, WORDS))
         found.append(" ".join(words))
     return found

@@ -50,9 +50,11 @@ class PackedModel:
     @property
     def weights(self) -> int:
         """Numbers of the model, tied ones counted once."""
-        return sum(one.codes.numel() for one in self.matrices.values()) + sum(
-            one.numel() for one in self.others.values()
-        )
+        return self.quantised_weights + sum(one.numel() for one in self.others.values())
+
+    @property
+    def quantised_weights(self) -> int:
+        return sum(one.codes.numel() for one in self.matrices.values())
 
 
 def packed_model(model: nn.Module, matrices: Mapping[str, QuantizedMatrix], *, share: float) -> PackedModel:
