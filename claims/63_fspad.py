@@ -4,11 +4,11 @@ The spec's honest check: a transformer of 4 layers, 192 wide, over bytes, traine
 the standard library where there are none), is the target; it is trained anew for each seed. Heads: EAGLE's with a
 hidden layer in its input (so that all have the same number of parameters), with feature sampling, with partial
 alignment, with both; beside them EAGLE's as published, one matrix and fewer parameters. Same data, order, steps and
-noise. Measured on 100 prompts from pages that neither target nor heads saw: tokens per pass of the target at greedy decoding, by EAGLE-2's tree (the measure) and by a chain. Beside it
-whether all output equals plain greedy decoding token for token, and the p-value of a chi-square test of the second
-token of 5,000 sampled replies against the target's own law. Pages of one package may resemble one another across the
-split, for all arms alike; those of gcloud, thousands from one mould, are left out. The learning rate of 1e-3 instead of
-the paper's 3e-5 is for small networks (choice).
+noise. Measured on 100 prompts from pages that neither target nor heads saw: tokens per pass of the target at greedy
+decoding, by EAGLE-2's tree (the measure) and by a chain. Beside it whether all output equals plain greedy decoding
+token for token, and the p-value of a chi-square test of the second token of 5,000 sampled replies against the target's
+own law. Pages of one package may resemble one another across the split, for all arms alike; those of gcloud, thousands
+from one mould, are left out. The learning rate of 1e-3 instead of the paper's 3e-5 is for small networks (choice).
 """
 
 from __future__ import annotations
