@@ -353,3 +353,26 @@ def test_a_stop_of_the_server_lets_running_requests_end(model: LanguageModel) ->
         until(server, running=1)
     thread.join()
     assert found[0].json()["usage"]["completion_tokens"] == 300
+
+
+def test_a_bundles_chats_begin_as_it_was_fitted(model: LanguageModel, tmp_path: Path) -> None:
+    from ontarget.serve.language_model.prompts import chat_start_of
+
+    (tmp_path / "ontarget.json").write_text(json.dumps({"instruction": "Be brief.", "examples": [["1+1", "2"]]}))
+    start = chat_start_of(tmp_path)
+    asked = [{"role": "user", "content": "2+2"}]
+    assert start.before(asked) == [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1\n2\n\n2+2"}
+    ]  # fmt: skip
+    told = [{"role": "system", "content": "Be long."}, *asked, {"role": "assistant", "content": "4"}, *asked]
+    assert start.before(told) == told  # a chat that is under way, with a system message of its own
+    assert chat_start_of(tmp_path / "other").before(asked) == asked
+    with running(model, start=start) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        ours = client.chat.completions.create(messages=asked, max_tokens=12, **GREEDY)
+    with running(model) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        whole = client.chat.completions.create(messages=start.before(asked), max_tokens=12, **GREEDY)
+        bare = client.chat.completions.create(messages=asked, max_tokens=12, **GREEDY)
+    assert ours.choices[0].message.content == whole.choices[0].message.content
+    assert ours.usage.prompt_tokens == whole.usage.prompt_tokens > bare.usage.prompt_tokens

@@ -32,7 +32,7 @@ from ontarget.serve.language_model.openai_requests import (
     error_body,
     read_request,
 )
-from ontarget.serve.language_model.prompts import Prompts
+from ontarget.serve.language_model.prompts import ChatStart, Prompts
 from ontarget.serve.language_model.sampling import Sampling
 
 READING_S = 30.0  # more than the time limit, for a client that reads slowly
@@ -99,9 +99,9 @@ def make_thread(model: LanguageModel, limits: LanguageLimits, *, alone: Generato
 
 def make_app(
     model: LanguageModel, thread: DecodingThread, limits: LanguageLimits = LanguageLimits(), *,
-    api_key: str | None = None,
+    api_key: str | None = None, start: ChatStart = ChatStart(),
 ) -> Any:  # fmt: skip
-    """The FastAPI application. It closes ``thread`` when it is shut down."""
+    """The FastAPI application. It closes ``thread`` when it is shut down. start: of a fitted model's chats."""
     require_extra("fastapi", "serve", "Serving a language model")
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
@@ -113,7 +113,9 @@ def make_app(
         raise SettingError("The API key is empty.", allowed="one character or more", option="--api-key")
     created = int(time.time())
     vocabulary = model.model.config.get_text_config().vocab_size
-    prompts = Prompts(model.tokenizer, window=model.window, vocabulary=vocabulary, most_new=limits.max_tokens)
+    prompts = Prompts(
+        model.tokenizer, window=model.window, vocabulary=vocabulary, most_new=limits.max_tokens, start=start
+    )
     tokenizing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer")
 
     @asynccontextmanager

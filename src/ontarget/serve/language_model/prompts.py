@@ -2,16 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from ontarget.adapt.judge_answers import with_examples
+from ontarget.serve.language_bundle import INFO
 from ontarget.serve.language_model.openai_requests import ApiError, Message
+
+
+@dataclass(frozen=True)
+class ChatStart:
+    """How a fitted model was asked. instruction: for chats that bring no system message of their own. examples: solved
+    prompts before that of a chat of one message."""
+
+    instruction: str = ""
+    examples: tuple[tuple[str, str], ...] = ()
+
+    def before(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+        if self.examples and [message["role"] for message in messages if message["role"] != "system"] == ["user"]:
+            asked = with_examples(messages[-1]["content"], self.examples)
+            messages = [*messages[:-1], {**messages[-1], "content": asked}]
+        if self.instruction and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self.instruction}, *messages]
+        return messages
+
+
+def chat_start_of(folder: Path) -> ChatStart:
+    """That of a bundle of a language model; none for other folders."""
+    if not (folder / INFO).is_file():
+        return ChatStart()
+    info = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    return ChatStart(str(info["instruction"]), tuple((str(asked), str(said)) for asked, said in info["examples"]))
 
 
 class Prompts:
     """Of one model; from one thread at a time. most_new: of one answer."""
 
-    def __init__(self, tokenizer: Any, *, window: int, vocabulary: int, most_new: int) -> None:
+    def __init__(
+        self, tokenizer: Any, *, window: int, vocabulary: int, most_new: int, start: ChatStart = ChatStart()
+    ) -> None:
+        self._start = start
         self._tokenizer, self.window, self.vocabulary, self.most_new = tokenizer, window, vocabulary, most_new
         # A text longer than this cannot fit, so that it is refused before the work of splitting it.
         self._most_characters = window * max((len(token) for token in tokenizer.get_vocab()), default=1)
@@ -21,7 +54,7 @@ class Prompts:
         if not getattr(self._tokenizer, "chat_template", None):
             raise ApiError(400, "This model's tokenizer has no chat template; use /v1/completions with a prompt.",
                            param="messages", code="no_chat_template")  # fmt: skip
-        given = [message.for_template() for message in messages]
+        given = self._start.before([message.for_template() for message in messages])
         self._check_characters(sum(len(message["content"]) for message in given), "messages")
         try:
             text = self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from ontarget.errors import SettingError, require_extra
 from ontarget.serve.language_model.openai_api import LanguageLimits, make_app, make_thread
@@ -35,6 +36,7 @@ def serve_language_model(
     import uvicorn
 
     from ontarget.serve.language_model.load_language_model import load_language_model
+    from ontarget.serve.language_model.prompts import chat_start_of
 
     if api_key == "":
         raise SettingError("The API key is empty.", allowed="one character or more", option="--api-key")
@@ -44,7 +46,8 @@ def serve_language_model(
             torch.set_num_threads(threads)
         model = load_language_model(locator, device=device, dtype=dtype, window=window)
         thread = make_thread(model, limits)
-        app = make_app(model, thread, limits, api_key=api_key)
+        start = chat_start_of(Path(locator.removeprefix("file:")))  # a bundle knows how its prompts are asked
+        app = make_app(model, thread, limits, api_key=api_key, start=start)
         at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         if host not in LOCAL and api_key is None:
             say(f"Warning: anyone who can reach {host} can use this server; set ONTARGET_API_KEY or --api-key.")
