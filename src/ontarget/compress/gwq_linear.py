@@ -3,8 +3,7 @@
 Two paths. "dequantize" writes the weight out for every call: the same results as the dequantised model's, any bits, any
 type, little memory, slow. "int4" uses PyTorch's kernel for the CPU, for calls of up to `MANY` tokens: codes of up to 4
 bits, scales in bfloat16, results to bfloat16's rounding; outliers are a sparse matrix that is added. More tokens at
-once, such as a prompt, pay for writing the weight out. Checked: tests/compress/test_gwq_linear.py; speed:
-benchmarks/gwq_speed.py.
+once, such as a prompt, pay for writing the weight out. Checked: tests/compress/test_gwq_linear.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from ontarget.compress.gwq import QuantizedMatrix, pack
 from ontarget.errors import SettingError
 
 PATHS = ("auto", "dequantize", "int4")
-MANY = 32  # tokens of a call from which on writing the weight out is faster (measured, see the benchmark)
+MANY = 32  # tokens of a call from which on the weight is written out (choice)
 KERNEL_GROUPS = (32, 64, 128, 256)
 BLOCK = 8  # codes that fill whole bytes, whatever the bits
 
