@@ -115,25 +115,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def tiny_language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a Llama with random weights that writes letters: 2 blocks, 32 wide, a window of 128."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    """Folder of a Llama that writes letters, with a window of 128."""
+    from ontarget.testing.tiny_llama import letter_tokenizer, write_tiny_llama
 
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789 .,:?+=-\n"
-    words = {"<end>": 0, "<unknown>": 1, **{letter: at + 2 for at, letter in enumerate(letters)}}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # type: ignore[assignment]
-    tokenizer.decoder = decoders.Fuse()
     folder = tmp_path_factory.mktemp("tiny-language-model")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", unk_token="<unknown>", pad_token="<end>"
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(words), hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=64, max_position_embeddings=128, eos_token_id=0, bos_token_id=None, pad_token_id=0,
-        tie_word_embeddings=True,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    return write_tiny_llama(folder, letter_tokenizer(), initializer_range=0.02, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Llama that writes bytes, with a chat template and a window of 4,096."""
+    from ontarget.testing.tiny_llama import byte_tokenizer, write_tiny_llama
+
+    folder = tmp_path_factory.mktemp("language") / "tiny"
+    return write_tiny_llama(folder, byte_tokenizer(), max_position_embeddings=4096)

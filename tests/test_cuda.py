@@ -55,7 +55,7 @@ def tuned(mode: str = "full", **settings: Any) -> FinetuneResult:
 def test_a_device_that_is_not_there_is_named_before_any_work(call: str, tmp_path: Path) -> None:
     pd.DataFrame({"x": np.arange(80.0), "y": np.arange(80) % 2}).to_csv(tmp_path / "t.csv", index=False)
     more = {"run": tmp_path / "run"} if call == "fit" else {}
-    with pytest.raises(SettingError, match=r"Training cannot run on 'cuda:99'.\nAllowed: cpu"):
+    with pytest.raises(SettingError, match=r"Torch cannot work on 'cuda:99' here.\nAllowed: cpu"):
         getattr(ontarget, call)(tmp_path / "t.csv", input="x", target="y", device="cuda:99", **more)
     assert not (tmp_path / "run").exists()
 

@@ -66,8 +66,8 @@ def _version(name: str) -> str:
         return ""
 
 
-def check_training_device(name: str) -> None:
-    """Raises SettingError, before any work, where torch cannot train on ``name``: "cpu", "cuda", "cuda:1", "mps"."""
+def check_device(name: str) -> None:
+    """Raises SettingError, before any work, where torch cannot work on ``name``: "cpu", "cuda", "cuda:1", "mps"."""
     import torch
 
     from ontarget.errors import SettingError
@@ -81,8 +81,8 @@ def check_training_device(name: str) -> None:
         built = torch.version.cuda or torch.backends.mps.is_built()
         missing = "no accelerator is found here" if built else "this build of torch has no support for accelerators"
         raise SettingError(
-            f"Training cannot run on '{name}'.", allowed=", ".join(allowed), option="--device",
-            next_step=f"leave it out to train on the CPU ({missing})" if allowed == ["cpu"] else "take one of these",
+            f"Torch cannot work on '{name}' here.", allowed=", ".join(allowed), option="--device",
+            next_step=f"leave it out for the CPU ({missing})" if allowed == ["cpu"] else "take one of these",
         )  # fmt: skip
 
 

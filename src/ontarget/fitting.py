@@ -108,10 +108,10 @@ def fit(
     if not known.exists():
         from ontarget.data import load
         from ontarget.data.snapshot import storable, storable_generation
-        from ontarget.device import check_training_device
+        from ontarget.device import check_device
 
         if executor == "local":  # a cluster's nodes have accelerators of their own
-            check_training_device(request.device)
+            check_device(request.device)
 
         if request.task.generates:
             from ontarget.data.generation_data import load_generation

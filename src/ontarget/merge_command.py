@@ -129,13 +129,13 @@ def _tuned(
     import time
 
     from ontarget.data.generation_data import load_generation
-    from ontarget.device import check_training_device
+    from ontarget.device import check_device
     from ontarget.plan.merge_on_task import merge_on_task
     from ontarget.progress import console_progress
     from ontarget.task import load_task
     from ontarget.values import Context
 
-    check_training_device(device)
+    check_device(device)
     task = load_task(str(data), {"kind": "generation", **fields}).task
     rows = load_generation(task)
     with console_progress(quiet) as progress:

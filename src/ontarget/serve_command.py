@@ -63,7 +63,7 @@ def serve(
     """
     from ontarget.cli import _given
     from ontarget.errors import SettingError
-    from ontarget.serve.language_model.load_language_model import is_language_model
+    from ontarget.pool.language_models import is_language_model
 
     of_language = _given(slots=slots, queue=queue, max_tokens=max_tokens)
     others = {"window": window, "api_key": api_key, "device": device, "dtype": dtype}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_language_model import sentences, write_tiny_llama
 from typer.testing import CliRunner
 
 from ontarget.cli import app
@@ -19,12 +19,27 @@ from ontarget.compress.compress_language_model import memory_estimate
 from ontarget.compress.packed_checkpoint import load_dequantized, sizes
 from ontarget.errors import DataError, LimitError, OnTargetError
 
+WORDS = 40
+
+
+def sentences(count: int, length: int = 12, seed: int = 0) -> list[str]:
+    """Texts in which a word is mostly followed by the next one."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for _ in range(count):
+        at, words = int(generator.integers(2, WORDS)), []
+        for _ in range(length):
+            words.append(f"w{at:02d}")
+            at = 2 + (at - 1) % (WORDS - 2) if generator.random() < 0.7 else int(generator.integers(2, WORDS))
+        found.append(" ".join(words))
+    return found
+
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word_model: Callable[..., Path]) -> Path:
     """model/ and texts.txt: 80 sentences, ten of them twice."""
     monkeypatch.chdir(tmp_path)
-    write_tiny_llama(tmp_path / "model")
+    word_model(tmp_path / "model")
     lines = sentences(80)
     (tmp_path / "texts.txt").write_text("\n".join([*lines, *lines[:10]]) + "\n")
     return tmp_path
@@ -115,7 +130,7 @@ def test_rows_are_parted_without_overlap(folder: Path) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained("model")
-    texts = [f"{text} w{at % 37 + 2} w{at // 37 + 2}" for at, text in enumerate(sentences(200))]
+    texts = [f"{text} w{at % 37 + 2:02d} w{at // 37 + 2:02d}" for at, text in enumerate(sentences(200))]
     texts += [texts[0].replace(" ", "  "), " "]
     parts = part_texts(texts, tokenizer, calibration_tokens=100, test_tokens=500, window=64, choose=True, seed=3)
     assert parts.duplicates == 1 and parts.given == 202 and len(parts.calibration) == 100

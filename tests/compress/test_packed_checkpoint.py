@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_language_model import WORDS, write_tiny_llama
 
 from ontarget.compress.gwq import QuantizedMatrix, gwq
 from ontarget.compress.packed_checkpoint import (
@@ -25,12 +24,16 @@ from ontarget.compress.packed_checkpoint import (
 )
 from ontarget.errors import DataError, RunError
 
+WORDS = 40
 
-def compressed(tmp_path: Path, *, bits: int = 3, **more: Any) -> tuple[Any, dict[str, QuantizedMatrix], Path]:
+
+def compressed(
+    word_model: Callable[..., Path], tmp_path: Path, *, bits: int = 3, **more: Any
+) -> tuple[Any, dict[str, QuantizedMatrix], Path]:
     """The quantised model in memory, its matrices, and the folder that was written."""
     from transformers import AutoModelForCausalLM
 
-    source = write_tiny_llama(tmp_path / "model", **more)
+    source = word_model(tmp_path / "model", **more)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
     ids = torch.arange(2, WORDS)[None]
     matrices = gwq(model, lambda: model(ids, labels=ids).loss, bits=bits, group=16, share=0.03)
@@ -39,9 +42,9 @@ def compressed(tmp_path: Path, *, bits: int = 3, **more: Any) -> tuple[Any, dict
 
 
 @pytest.mark.parametrize(("bits", "tied"), [(2, True), (3, False), (5, True), (8, False)])
-def test_the_round_trip_is_exact(tmp_path: Path, bits: int, tied: bool) -> None:
+def test_the_round_trip_is_exact(word_model: Callable[..., Path], tmp_path: Path, bits: int, tied: bool) -> None:
     # bfloat16 weights: nothing that is not quantised is rounded
-    model, matrices, folder = compressed(tmp_path, bits=bits, tied=tied, dtype=torch.bfloat16)
+    model, matrices, folder = compressed(word_model, tmp_path, bits=bits, tied=tied, dtype="bfloat16")
     read = read_packed(folder)
     assert list(read.matrices) == list(matrices) and len(matrices) == 2 * 7
     for name, one in matrices.items():
@@ -61,8 +64,8 @@ def test_the_round_trip_is_exact(tmp_path: Path, bits: int, tied: bool) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_bytes_are_those_on_disk(tmp_path: Path) -> None:
-    _, matrices, folder = compressed(tmp_path, bits=3)
+def test_bytes_are_those_on_disk(word_model: Callable[..., Path], tmp_path: Path) -> None:
+    _, matrices, folder = compressed(word_model, tmp_path, bits=3)
     told = sizes(folder)
     # Two layers: q, o (32, 32), k, v (16, 32), gate, up (40, 32), down (32, 40); a tied embedding; five norms of 32.
     shapes = [(32, 32)] * 2 + [(16, 32)] * 2 + [(40, 32)] * 2 + [(32, 40)]
@@ -128,15 +131,17 @@ Q = "model.layers.0.self_attn.q_proj"
         (tensors(lambda found: found[f"{Q}.weight.starts"][1].fill_(999)), "outside of their matrix"),
     ],
 )  # fmt: skip
-def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
-    _, _, folder = compressed(tmp_path)
+def test_damage_is_named(
+    word_model: Callable[..., Path], tmp_path: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    _, _, folder = compressed(word_model, tmp_path)
     damage(folder)
     with pytest.raises(RunError, match=message):
         load_dequantized(folder)
 
 
-def test_nothing_is_left_behind_and_nothing_overwritten(tmp_path: Path) -> None:
-    model, matrices, folder = compressed(tmp_path)
+def test_nothing_is_left_behind_and_nothing_overwritten(word_model: Callable[..., Path], tmp_path: Path) -> None:
+    model, matrices, folder = compressed(word_model, tmp_path)
     packed = packed_model(model, matrices, share=0.03)
     with pytest.raises(RunError, match="small' exists"):
         write_packed(packed, folder, copy_from=tmp_path / "model")

@@ -82,12 +82,12 @@ def test_the_command_merges_by_a_tasks_rows(tiny_language_model: Path, tmp_path:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("\n".join(json.dumps({"q": f"say {at}", "a": f"{at % 7}"}) for at in range(60)))
     models = []
-    for name, seed in (("one", 1), ("two", 2)):
+    for name, side in (("one", 1), ("two", -1)):  # the base lies between them, and is better than both
         model = AutoModelForCausalLM.from_pretrained(tiny_language_model)
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter += 0.02 * torch.randn_like(parameter)
+                parameter += 0.2 * side * torch.randn_like(parameter)
         model.save_pretrained(tmp_path / name)
         for path in tiny_language_model.glob("tokenizer*"):
             (tmp_path / name / path.name).write_bytes(path.read_bytes())

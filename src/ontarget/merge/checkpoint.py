@@ -10,11 +10,11 @@ from typing import Any, Protocol
 
 from ontarget.errors import DataError, SettingError
 from ontarget.merge.streamed_safetensors import Entry, SafetensorsReader
+from ontarget.pool.language_models import PICKLES, TOKENIZER_FILES
 from ontarget.values import Array
 
 INDEX = "model.safetensors.index.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+PACKED = "gwq.json"  # what `ontarget compress` writes
 
 
 class Weights(Protocol):
@@ -68,6 +68,9 @@ def _files(folder: Path, title: str) -> list[Path]:
             if not (folder / name).exists():
                 raise DataError(f"'{folder}' lacks its file '{name}'.", next_step="fetch the model again")
         return [folder / name for name in names]
+    if (folder / PACKED).exists():
+        raise DataError(f"'{title}' holds packed weights of few bits.", allowed="weights in 16 or 32 bits",
+                        next_step="give the model that it was compressed from")  # fmt: skip
     found = [path for path in sorted(folder.glob("*.safetensors")) if path.name != "adapter_model.safetensors"]
     if len(found) == 1:
         return found

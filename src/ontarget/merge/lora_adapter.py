@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from ontarget.errors import DataError, RunError, SettingError
-from ontarget.merge.checkpoint import PICKLES, Weights, read_json
+from ontarget.merge.checkpoint import Weights, read_json
 from ontarget.merge.number_types import from_float32, is_finite, to_float32
 from ontarget.merge.streamed_safetensors import Entry, SafetensorsReader, SafetensorsWriter
+from ontarget.pool.language_models import PICKLES
 from ontarget.values import Array
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -5,14 +5,21 @@ Weights are read from safetensors alone; a model's own Python code is not run.
 
 from __future__ import annotations
 
+import inspect
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ontarget.errors import DataError
+from ontarget.errors import DataError, OnTargetError, SettingError, out_of_memory
 
 DEFAULT = "zoo:smollm2-135m"
+DTYPES = ("float32", "bfloat16", "float16")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt")
+UNBOUNDED = 10**9  # tokenizers without a limit name a huge one
+NO_WINDOW = 2048  # of models without a limit of their own, as those with ALiBi (choice)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,13 @@ class LanguageModel:
     tokenizer: Any
     stop_ids: tuple[int, ...]
     window: int
+
+    @property
+    def name(self) -> str:
+        """The last part of the locator."""
+        if self.locator.startswith(("zoo:", "hub:")):
+            return self.locator[4:]
+        return Path(self.locator.removeprefix("file:")).resolve().name
 
     def prompt_ids(self, prompt: str, instruction: str = "") -> list[int]:
         """Tokens of a prompt, up to where the answer begins: by the model's chat template, where it has one.
@@ -88,51 +102,124 @@ def local_folder(locator: str) -> Path:
     return folder
 
 
-def load_language_model(locator: str, *, dtype: str = "float32", device: str = "cpu") -> LanguageModel:
-    """A causal language model from ``zoo:smollm2-135m``, ``hub:org/name`` or a folder.
+def is_language_model(locator: str) -> bool:
+    """Whether ``locator`` names a model and no bundle of another kind: a locator, or a folder with config.json."""
+    folder = Path(locator.removeprefix("file:"))
+    if (folder / "bundle.json").exists():
+        return False
+    return locator.startswith(("zoo:", "hub:", "file:")) or (folder / "config.json").exists()
 
-    dtype: float32, bfloat16, float16. Raises DataError: no model there, pickled weights alone, a damaged file, an
-    architecture that transformers does not know or that does not write text, no tokenizer.
+
+def load_language_model(
+    locator: str, *, dtype: str | None = "float32", device: str = "cpu", window: int | None = None
+) -> LanguageModel:
+    """A causal language model from ``zoo:smollm2-135m``, ``hub:org/name`` or a folder; everything is checked first.
+
+    dtype: float32, bfloat16, float16; None: as stored. window: tokens, at most the model's own, which None takes.
+    Raises DataError: no model there, pickled weights alone, a damaged file, an architecture that transformers does not
+    know or that does not write text, weights that are missing, no tokenizer; SettingError for the options.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from ontarget.device import check_device
+
+    if dtype is not None and dtype not in DTYPES:
+        raise SettingError(f"'{dtype}' is no type of weights.", allowed=", ".join(DTYPES), option="--dtype")
+    check_device(device)
     logging.disable_progress_bar()
-    folder = local_folder(locator)
-    if not (folder / "config.json").is_file():
-        raise DataError(f"'{folder}' is no model: it has no config.json.", next_step="give a model's folder")
+    folder = _fetched(locator)
+    config = _config(folder, locator)
     if not any(folder.glob("*.safetensors")):
-        found = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or "no weights"
-        raise DataError(f"'{folder}' has no safetensors file ({found}).", allowed="safetensors: pickles are not read",
+        pickled = any(path for pattern in PICKLES for path in folder.glob(pattern))
+        what = "pickled weights alone, which can run code and are not read" if pickled else "0 safetensors files"
+        raise DataError(f"'{locator}' has {what}.", allowed="safetensors",
                         next_step="save the model again with safe_serialization")  # fmt: skip
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise DataError(f"The model in '{folder}' is of no kind that is known: {error}") from error
-    if type(config) not in AutoModelForCausalLM._model_mapping or getattr(config, "is_encoder_decoder", False):
-        raise DataError(f"The model in '{folder}' ({config.model_type}) is no causal language model.",
-                        next_step="take one, such as zoo:smollm2-135m")  # fmt: skip
+    tokenizer = _tokenizer(folder, locator)
     try:
         model, told = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # safetensors, tokenizers and transformers raise many kinds
-        raise DataError(f"The model in '{folder}' cannot be loaded ({type(error).__name__}: {error}).",
+            folder, config=config, dtype=getattr(torch, dtype) if dtype else "auto", use_safetensors=True,
+            trust_remote_code=False, local_files_only=True, output_loading_info=True,
+        )  # fmt: skip
+        model = model.to(device).eval()
+    except Exception as error:  # safetensors and transformers raise many kinds
+        if out_of_memory(error):
+            raise SettingError(f"'{locator}' does not fit into memory.", option="--dtype",
+                               next_step="try bfloat16, or a smaller model") from error  # fmt: skip
+        raise DataError(f"'{locator}' cannot be loaded from model.safetensors ({type(error).__name__}: {error}).",
                         next_step="check that its files are whole") from error  # fmt: skip
-    if missing := sorted(told.get("missing_keys", ())):
+    wrong = sorted([*told.get("missing_keys", ()), *map(str, told.get("mismatched_keys", ()))])
+    if wrong:
         raise DataError(
-            f"The model in '{folder}' is no causal language model that is whole: it lacks {len(missing)} weights of a "
-            f"{type(model).__name__}, '{missing[0]}' first.",
+            f"'{locator}' is no causal language model that is whole: it lacks {len(wrong)} weights of a "
+            f"{type(model).__name__}, '{wrong[0]}' first.",
             next_step="check that it is one: encoders have no head for text",
         )
     if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
-        raise DataError(f"The tokenizer in '{folder}' knows {len(tokenizer):,} tokens, more than the model.",
+        raise DataError(f"The tokenizer of '{locator}' knows {len(tokenizer):,} tokens, more than the model.",
                         next_step="bring the tokenizer that belongs to the model")  # fmt: skip
-    return LanguageModel(
-        locator, folder, model.eval().to(device), tokenizer, _stop_ids(model, tokenizer), _window(config)
-    )
+    longest = min(_window(config), int(getattr(tokenizer, "model_max_length", None) or UNBOUNDED))
+    if window is not None and not 2 <= window <= longest:
+        raise SettingError(f"window is {window}.", allowed=f"2 to {longest}, the model's own", option="--window")
+    return LanguageModel(locator, folder, model, tokenizer, _stop_ids(model, tokenizer), window or longest)
+
+
+def cache_argument(module: Any) -> str:
+    """What a module of transformers calls the argument for keys and values; version 5 has given it another name."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def _fetched(locator: str) -> Path:
+    try:
+        return local_folder(locator)
+    except OnTargetError:
+        raise
+    except Exception as error:  # the hub's client raises many kinds
+        raise DataError(
+            f"'{locator}' cannot be fetched: {error}", next_step="check its name and the network"
+        ) from error
+
+
+def _config(folder: Path, locator: str) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    path = folder / "config.json"
+    if not path.is_file():
+        adapter = (folder / "adapter_config.json").exists()
+        raise DataError(
+            f"'{locator}' is {'an adapter' if adapter else 'no folder of a model'}: it has no config.json.",
+            allowed="a folder with config.json, safetensors and tokenizer",
+            next_step="merge it into its base: ontarget merge BASE+ADAPTER -o merged" if adapter else "check the path",
+        )  # fmt: skip
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(told.get("model_type"))
+    except (ValueError, AttributeError) as error:
+        raise DataError(f"'{path}' is no JSON object ({error}).", next_step="fetch the model again") from error
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or told.get("is_encoder_decoder"):
+        code = " It brings its own code, which is not run." if told.get("auto_map") else ""
+        raise DataError(
+            f"'{locator}' is of the architecture '{kind}', which is no causal language model of transformers.{code}",
+            allowed="llama, qwen2, gpt2, mistral and other decoders", next_step="take one, such as zoo:smollm2-135m",
+        )  # fmt: skip
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # configs of any kind
+        raise DataError(f"'{path}' cannot be used: {error}", next_step="fetch the model again") from error
+
+
+def _tokenizer(folder: Path, locator: str) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        raise DataError(f"'{locator}' has no tokenizer.", allowed=", ".join(TOKENIZER_FILES),
+                        next_step="save it beside the model")  # fmt: skip
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise DataError(f"The tokenizer of '{locator}' cannot be loaded: {error}", next_step="save it again") from error
 
 
 def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -154,4 +241,8 @@ def _stop_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _window(config: Any) -> int:
-    return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 20)
+    config = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if isinstance(found := getattr(config, name, None), int) and found > 1:
+            return found
+    return NO_WINDOW

@@ -126,13 +126,13 @@ def search_networks(
     reached, before anything is trained; RunError for a folder of another search, or a store that cannot be used.
     """
     from ontarget.data import load
-    from ontarget.device import check_training_device
+    from ontarget.device import check_device
     from ontarget.search.image_networks import image_networks
     from ontarget.search.text_slices import text_slices
     from ontarget.task import load_task
 
     begun = time.monotonic()
-    check_training_device(context.device)
+    check_device(context.device)
     folder = RunFolder(output)
     earlier = Earlier(
         tuple(map(tuple, start)), tuple(map(Path, warm_start)), PopulationStore(store) if store else None, whole_space

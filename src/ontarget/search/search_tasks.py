@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ontarget.data.vision_splits import Splits, split_tasks
 from ontarget.data.vision_tasks import VisionTask, VisionTasks, read_vision_tasks
-from ontarget.device import check_training_device
+from ontarget.device import check_device
 from ontarget.errors import LimitError, RunError, SettingError
 from ontarget.latency_table import LatencyTable, Setting
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
@@ -113,7 +113,7 @@ def search_tasks(
             allowed="1, 1, 2 or more, above 0, 0 or more",
             option="--steps, --epochs, --batch-size, --budget, --cache-mb",
         )  # fmt: skip
-    check_training_device(context.device)
+    check_device(context.device)
     asked = read_vision_tasks(toml)
     parts = split_tasks(asked.tasks, context.seed)
     setting = Setting("onnxruntime", threads or os.cpu_count() or 1)

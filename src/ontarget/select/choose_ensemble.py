@@ -107,7 +107,7 @@ def ensemble(
     Raises DataError: a regression, too few sources; SettingError, MissingExtra as `ontarget.rank`.
     """
     from ontarget.data import load as load_data
-    from ontarget.device import check_training_device
+    from ontarget.device import check_device
     from ontarget.pool import candidates, load, resolve
     from ontarget.pool.features import cached_features
     from ontarget.select.rank_sources import ranking_rows
@@ -117,7 +117,7 @@ def ensemble(
     data = load_data(request.task)
     if data.kind != "classification":
         raise DataError("Ensembles are chosen for classifications.", option="--ensemble")
-    check_training_device(request.device)
+    check_device(request.device)
     context = Context(request.task.seed, request.device, progress)
     chosen = ranking_rows(data, seed=context.seed)
     rows = data.train.take(chosen)

@@ -54,7 +54,7 @@ def next_labels(
     Raises DataError, SettingError as `ontarget.rank`.
     """
     from ontarget.data import load
-    from ontarget.device import check_training_device
+    from ontarget.device import check_device
     from ontarget.pool import candidates, resolve
     from ontarget.pool import load as load_source
     from ontarget.pool.features import cached_features
@@ -64,7 +64,7 @@ def next_labels(
     if count < 1:
         raise SettingError(f"count is {count}.", allowed="1 or more", option="--count")
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
-    check_training_device(request.device)
+    check_device(request.device)
     data = load(request.task)
     context = Context(request.task.seed, request.device, context.progress, context.deadline)
     locators = candidates(request.pool or (), data.modality, columns=data.columns)

@@ -94,12 +94,12 @@ def rank(
     Raises DataError, SettingError, MissingExtra.
     """
     from ontarget.data import load as load_data
-    from ontarget.device import check_training_device
+    from ontarget.device import check_device
     from ontarget.pool import candidates
     from ontarget.task import load_task
 
     request = load_task(task, {**fields, **({"pool": pool} if pool else {})})
-    check_training_device(request.device)
+    check_device(request.device)
     data = load_data(request.task)
     locators = candidates(request.pool or (), data.modality, columns=data.columns)
     key = _ranking_key(locators, data, request.task.max_length, more_scores)

@@ -113,30 +113,3 @@ def test_wrong_input(tiny_language_model: Path, tmp_path: Path) -> None:
         supervised_fine_tuning(source, ["a"], ["b"], mode="half")  # type: ignore[arg-type]
     with pytest.raises(RunError, match="not finite"):
         supervised_fine_tuning(source, PROMPTS, ANSWERS, mode="full", rate=1e30, epochs=9)
-
-
-def test_models_that_cannot_be_loaded_are_named(tiny_language_model: Path, tmp_path: Path) -> None:
-    import shutil
-
-    def copy(name: str) -> Path:
-        return Path(shutil.copytree(tiny_language_model, tmp_path / name))
-
-    with pytest.raises(DataError, match=r"no config\.json"):
-        load_language_model(str(tmp_path))
-    cut = copy("cut")
-    content = (cut / "model.safetensors").read_bytes()
-    (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match="whole"):
-        load_language_model(str(cut))
-    pickled = copy("pickled")
-    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    with pytest.raises(DataError, match=r"pytorch_model\.bin.*\n.*pickles are not read"):
-        load_language_model(str(pickled))
-    other = copy("other")
-    (other / "config.json").write_text('{"model_type": "t5"}')
-    with pytest.raises(DataError, match="no causal language model"):
-        load_language_model(str(other))
-    unknown = copy("unknown")
-    (unknown / "config.json").write_text('{"model_type": "of-my-own", "auto_map": {"AutoConfig": "code.Config"}}')
-    with pytest.raises(DataError, match="no kind that is known"):
-        load_language_model(str(unknown))

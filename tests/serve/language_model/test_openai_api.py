@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 import uvicorn
 
-from ontarget.serve.language_model.load_language_model import LanguageModel, load_language_model
+from ontarget.pool.language_models import LanguageModel, load_language_model
 from ontarget.serve.language_model.openai_api import LanguageLimits, make_app, make_thread
 
 openai = pytest.importorskip("openai")
@@ -46,8 +47,8 @@ def running(model: LanguageModel, limits: LanguageLimits = LIMITS, **more: Any) 
 @pytest.fixture(scope="module")
 def model(language_folder: Path) -> LanguageModel:
     found = load_language_model(str(language_folder))
-    found.model.generation_config.eos_token_id = [-1]  # texts end by their length, so that their tokens can be told
-    return found
+    found.model.generation_config.eos_token_id = [-1]
+    return replace(found, stop_ids=(-1,))  # texts end by their length, so that their tokens can be told
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,7 @@ def test_an_end_token_stops(language_folder: Path) -> None:
     ids = torch.tensor([ended.tokenizer("Once")["input_ids"]])
     made = ended.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=9, do_sample=False)
     new = made[0, 4:].tolist()
-    ended.model.generation_config.eos_token_id = [new[5], 257]
-    with running(ended) as server:
+    with running(replace(ended, stop_ids=(new[5], 257))) as server:
         answer = httpx.post(f"{server}/v1/completions", json={**GREEDY, "prompt": "Once", "max_tokens": 30}).json()
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["usage"]["completion_tokens"] == new.index(new[5]) + 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -185,12 +185,3 @@ class BatchDecoder:
         if one.finish is not None:
             self.leave(one)
         return taken
-
-
-def end_ids_of(model: Any, tokenizer: Any = None) -> frozenset[int]:
-    """End tokens by the model's generation config, else its config, else the tokenizer."""
-    for owner in (getattr(model, "generation_config", None), model.config, tokenizer):
-        found = getattr(owner, "eos_token_id", None)
-        if found is not None:
-            return frozenset([found] if isinstance(found, int) else found)
-    return frozenset()

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ontarget.pool.language_models import cache_argument
+
 KEPT_TOKENS = 1024  # of capacity, when nothing runs; more is given back
 
 
@@ -153,7 +155,7 @@ class SteppedForward:
 def _arguments(model: Any) -> Callable[..., Tensor]:
     """Calls the model with its own names of arguments (they change between versions of transformers)."""
     known = inspect.signature(model.forward).parameters
-    cache_name = "cache" if "cache" in known else "past_key_values"
+    cache_name = cache_argument(model)
     extra = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
     def call(ids: Tensor, cache: Any, **more: Any) -> Tensor:

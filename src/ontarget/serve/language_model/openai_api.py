@@ -18,11 +18,11 @@ from functools import partial
 from typing import Any
 
 from ontarget.errors import SettingError, require_extra
-from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation, Generator, end_ids_of
+from ontarget.pool.language_models import LanguageModel
+from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation, Generator
 from ontarget.serve.language_model.choose_forward import choose_forward
 from ontarget.serve.language_model.decoding_thread import Closed, DecodingThread, Piece, QueueFull, Ticket
 from ontarget.serve.language_model.event_stream import EventStream, unless_gone
-from ontarget.serve.language_model.load_language_model import LanguageModel
 from ontarget.serve.language_model.openai_requests import (
     DEFAULT_COMPLETION_TOKENS,
     ApiError,
@@ -90,8 +90,7 @@ TEXT = Form(
 def make_thread(model: LanguageModel, limits: LanguageLimits, *, alone: Generator | None = None) -> DecodingThread:
     """The running decoder of a model. Raises DataError: it cannot be decoded step by step."""
     forward = choose_forward(model.model, limits.slots)
-    ends = end_ids_of(model.model, model.tokenizer)
-    decoder = BatchDecoder(forward, slots=limits.slots, end_ids=ends, alone=alone)
+    decoder = BatchDecoder(forward, slots=limits.slots, end_ids=model.stop_ids, alone=alone)
     own = copy.deepcopy(model.tokenizer)  # tokenizers refuse to be used from two threads at once
     decode = partial(own.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return DecodingThread(decoder, decode, queue=limits.queue)

@@ -35,7 +35,7 @@ def serve_language_model(
     import torch
     import uvicorn
 
-    from ontarget.serve.language_model.load_language_model import load_language_model
+    from ontarget.pool.language_models import load_language_model
     from ontarget.serve.language_model.prompts import chat_start_of
 
     if api_key == "":
@@ -44,7 +44,10 @@ def serve_language_model(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        model = load_language_model(locator, device=device, dtype=dtype, window=window)
+        stored = device != "cpu"  # 16-bit types are slow on many CPUs
+        model = load_language_model(
+            locator, device=device, dtype=dtype or (None if stored else "float32"), window=window
+        )
         thread = make_thread(model, limits)
         start = chat_start_of(Path(locator.removeprefix("file:")))  # a bundle knows how its prompts are asked
         app = make_app(model, thread, limits, api_key=api_key, start=start)

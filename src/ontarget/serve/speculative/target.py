@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ontarget.errors import DataError
+from ontarget.pool.language_models import cache_argument
 
 
 class Target:
@@ -23,9 +23,7 @@ class Target:
 
         self.model, self.cache, self.length = model, DynamicCache(), 0
         self.device = model.get_input_embeddings().weight.device
-        # transformers 5 renamed the argument.
-        self._argument = "cache" if "cache" in inspect.signature(model.base_model.forward).parameters else (
-            "past_key_values")  # fmt: skip
+        self._argument = cache_argument(model.base_model)
 
     def read(self, tokens: Sequence[int], *, depths: Tensor | None = None, sees: Tensor | None = None) -> Tensor:
         """Last hidden states (1, T, d) of ``tokens`` behind what the cache holds; their keys and values are added.

@@ -1,4 +1,4 @@
-"""What is refused before a server starts, each with a sentence that says what to do."""
+"""Causal language models: what is refused before any work, each with a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ontarget.errors import DataError, SettingError
-from ontarget.serve.language_model.load_language_model import is_language_model, load_language_model
+from ontarget.pool.language_models import is_language_model, load_language_model
 
 
 def config(**fields: object) -> Callable[[Path], object]:
