@@ -28,47 +28,66 @@ def generate_answers(
     kept: Path | None = None,
     context: Context = Context(),
 ) -> list[str]:
-    """The model's greedy answers, N texts, each up to its end or ``max_new_tokens`` tokens.
+    """The model's greedy answers, N texts; see `generate_ids`."""
+    encoded = [source.prompt_ids(prompt, instruction) for prompt in prompts]
+    check_room(source, encoded, max_new_tokens)
+    made = generate_ids(source, encoded, max_new_tokens=max_new_tokens, kept=kept, context=context)
+    return [source.text(ids) for ids in made]
 
-    kept: a file that finished batches are appended to; what it holds is not generated again.
-    Raises DataError: a prompt that leaves no room for an answer.
+
+def check_room(source: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Raises DataError: a prompt that leaves no room for its answer in the model's window."""
+    for row, ids in enumerate(prompts):
+        if len(ids) + max_new_tokens > source.window:
+            raise DataError(
+                f"Prompt {row} has {len(ids):,} tokens, and its answer may have {max_new_tokens:,}.",
+                allowed=f"{source.window:,} tokens together, the model's window", option="--max-new-tokens",
+                next_step="shorten the prompts or the answers, or take a model with a longer window",
+            )  # fmt: skip
+
+
+def generate_ids(
+    source: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    kept: Path | None = None,
+    context: Context = Context(),
+) -> list[list[int]]:
+    """Greedy answers to prompts of token ids, N lists of ids, each up to its end, that token included, or
+    ``max_new_tokens`` long; equal prompts are asked once.
+
+    kept: a file that finished batches are appended to; what it holds is not generated again. See `check_room`.
     """
     import torch
 
-    encoded = [source.prompt_ids(prompt, instruction) for prompt in prompts]
-    longest = max(map(len, encoded), default=0)
-    if longest + max_new_tokens > source.window:
-        row = max(range(len(encoded)), key=lambda at: len(encoded[at]))
-        raise DataError(
-            f"Prompt {row} has {longest:,} tokens, and its answer may have {max_new_tokens:,}.",
-            allowed=f"{source.window:,} tokens together, the model's window", option="--max-new-tokens",
-            next_step="shorten the prompts or the answers",
-        )  # fmt: skip
-    answers = _known(kept, prompts, max_new_tokens)
-    left = [at for at in range(len(prompts)) if at not in answers]
-    left.sort(key=lambda at: -len(encoded[at]))  # the batch that needs most memory comes first
+    keys = [_key(ids, max_new_tokens) for ids in prompts]
+    known = _known(kept)
+    left = list({key: at for at, key in enumerate(keys) if key not in known}.values())
+    left.sort(key=lambda at: -len(prompts[at]))  # the batch that needs most memory comes first
+    total = len(left)
     while left:
-        device = next(source.model.parameters()).device
         if context.progress is not None:
-            context.progress(len(answers), len(prompts), "writing answers")
-        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (len(encoded[left[0]]) + max_new_tokens)))
+            context.progress(total - len(left), total, "writing answers")
+        rows = max(1, min(BATCH_ROWS, BATCH_TOKENS // (len(prompts[left[0]]) + max_new_tokens)))
         batch, left = left[:rows], left[rows:]
-        width = len(encoded[batch[0]])
+        width = len(prompts[batch[0]])
         ids = torch.full((len(batch), width), source.stop_ids[0])
         mask = torch.zeros_like(ids)
         for row, at in enumerate(batch):
-            ids[row, width - len(encoded[at]) :] = torch.tensor(encoded[at])
-            mask[row, width - len(encoded[at]) :] = 1
+            ids[row, width - len(prompts[at]) :] = torch.tensor(list(prompts[at]))
+            mask[row, width - len(prompts[at]) :] = 1
+        device = next(source.model.parameters()).device
         with torch.inference_mode():
             made = source.model.generate(
                 ids.to(device), attention_mask=mask.to(device), max_new_tokens=max_new_tokens, do_sample=False,
                 temperature=None, top_p=None, top_k=None, eos_token_id=list(source.stop_ids),
                 pad_token_id=source.stop_ids[0],
-            )  # fmt: skip
-        new = {at: source.text(made[row, width:].tolist()) for row, at in enumerate(batch)}
-        _keep(kept, prompts, max_new_tokens, new)
-        answers.update(new)
-    return [answers[at] for at in range(len(prompts))]
+            )[:, width:].tolist()  # fmt: skip
+        new = {keys[at]: _ended(said, source.stop_ids) for at, said in zip(batch, made, strict=True)}
+        _keep(kept, new)
+        known.update(new)
+    return [known[key] for key in keys]
 
 
 def answer_losses(
@@ -114,29 +133,31 @@ def answer_losses(
     return sums, np.array([len(one) for one in given])
 
 
-def _key(prompt: str, max_new_tokens: int) -> str:
-    return hashlib.sha256(f"{max_new_tokens}|{prompt}".encode()).hexdigest()[:16]
+def _ended(said: list[int], stop_ids: Sequence[int]) -> list[int]:
+    return said[: next((at + 1 for at, token in enumerate(said) if token in stop_ids), len(said))]
 
 
-def _known(kept: Path | None, prompts: Sequence[str], max_new_tokens: int) -> dict[int, str]:
+def _key(ids: Sequence[int], max_new_tokens: int) -> str:
+    return hashlib.sha256(json.dumps([max_new_tokens, *ids]).encode()).hexdigest()[:16]
+
+
+def _known(kept: Path | None) -> dict[str, list[int]]:
     if kept is None or not kept.exists():
         return {}
-    stored: dict[str, str] = {}
+    found: dict[str, list[int]] = {}
     for line in kept.read_text(encoding="utf-8").split("\n"):
         try:
             row = json.loads(line)
-            stored[row["prompt"]] = row["answer"]
+            found[row["prompt"]] = [int(token) for token in row["answer"]]
         except (ValueError, KeyError, TypeError):  # the last line of a process that was killed
             continue
-    keys = [_key(prompt, max_new_tokens) for prompt in prompts]
-    return {at: stored[key] for at, key in enumerate(keys) if key in stored}
+    return found
 
 
-def _keep(kept: Path | None, prompts: Sequence[str], max_new_tokens: int, new: dict[int, str]) -> None:
+def _keep(kept: Path | None, new: dict[str, list[int]]) -> None:
     if kept is None:
         return
     kept.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{"prompt": _key(prompts[at], max_new_tokens), "answer": answer} for at, answer in new.items()]
     with open(kept, "a", encoding="utf-8") as file:
         # A line break first: a killed process may have left half a line.
-        file.write("\n" + "\n".join(json.dumps(row) for row in rows) + "\n")
+        file.write("\n" + "\n".join(json.dumps({"prompt": key, "answer": said}) for key, said in new.items()) + "\n")

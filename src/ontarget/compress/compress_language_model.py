@@ -106,7 +106,8 @@ def _compressed(
 ) -> Compression:  # fmt: skip
     import torch
 
-    from ontarget.compress.packed_checkpoint import fill_folder, load_dequantized, new_folder, sizes
+    from ontarget.compress.packed_checkpoint import fill_folder, load_dequantized, sizes
+    from ontarget.plan.run_folder import new_folder
     from ontarget.pool.language_models import load_language_model, local_folder
 
     folder = local_folder(locator)

@@ -12,11 +12,7 @@ The file is not called model.safetensors, so that no other tool takes it for wei
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +23,7 @@ from torch import Tensor, nn
 from ontarget.compress.gwq import QuantizedMatrix, pack, unpack
 from ontarget.errors import DataError, RunError
 from ontarget.merge.merge_checkpoints import copy_files
+from ontarget.plan.run_folder import new_folder
 
 FORMAT, VERSION = "ontarget-gwq", 1
 MANIFEST, WEIGHTS = "gwq.json", "gwq.safetensors"
@@ -124,29 +121,6 @@ def fill_folder(packed: PackedModel, folder: Path, *, copy_from: Path) -> None:
     }  # fmt: skip
     (folder / MANIFEST).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     copy_files(copy_from, folder, None)
-
-
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """A temporary folder beside ``output`` that takes its name when the block ends well, and else is gone.
-
-    Raises RunError where ``output`` exists and is not an empty folder.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise RunError(f"'{output}' exists.", option="--output", next_step="choose a new folder, or remove it")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        yield partial
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o777 & ~mask)
-        if output.exists():
-            output.rmdir()
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def is_packed(folder: Path) -> bool:

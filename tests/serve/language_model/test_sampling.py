@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ontarget.errors import SettingError
-from ontarget.serve.language_model.sampling import Sampling, choose, draws, probabilities
+from ontarget.serve.language_model.sampling import Sampling, choose, draws
+from ontarget.serve.token_law import token_law
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_probabilities_are_those_of_transformers(temperature: float, top_p: floa
         TemperatureLogitsWarper(temperature), TopKLogitsWarper(top_k or 60), TopPLogitsWarper(top_p)
     ):  # fmt: skip
         expected = processor(ids, expected)
-    found = probabilities(logits, temperature=temperature, top_p=top_p, top_k=top_k)
+    found = token_law(logits.double(), temperature, top_p, top_k)
     torch.testing.assert_close(found, expected[0].double().softmax(0), rtol=1e-4, atol=1e-7)
     assert float(found.sum()) == pytest.approx(1.0)
 
@@ -50,7 +51,7 @@ def test_greedy_takes_the_likeliest(sampling: Sampling) -> None:
 
 
 def test_a_tiny_temperature_does_not_overflow() -> None:
-    chances = probabilities(torch.tensor([500.0, 499.0, -500.0]), temperature=1e-30)
+    chances = token_law(torch.tensor([500.0, 499.0, -500.0]), 1e-30)
     assert chances.tolist() == [1.0, 0.0, 0.0]
 
 

@@ -66,19 +66,19 @@ def test_head_is_made_measured_and_used(folder: Path) -> None:
 def test_replies_are_the_models_own_and_are_kept(folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
+    from ontarget.adapt.answers import generate_ids
     from ontarget.pool.language_models import load_language_model
-    from ontarget.serve.speculative.own_replies import own_replies
 
     source = load_language_model("model")
     prompts = [[1, 2, 3], [4], [5, 6], [4]]
-    replies = own_replies(source, prompts, max_new_tokens=10, kept=folder / "kept.jsonl")
+    replies = generate_ids(source, prompts, max_new_tokens=10, kept=folder / "kept.jsonl")
     model = AutoModelForCausalLM.from_pretrained("model").eval()
     for ids, reply in zip(prompts, replies, strict=True):
         assert reply == [token for new in generate_plain(model, ids, max_new_tokens=10, stop_ids=[39]) for token in new]
     with open(folder / "kept.jsonl", "a") as file:
         file.write('{"prompt": "half a li')
     text = (folder / "kept.jsonl").read_text()
-    assert own_replies(source, prompts, max_new_tokens=10, kept=folder / "kept.jsonl") == replies
+    assert generate_ids(source, prompts, max_new_tokens=10, kept=folder / "kept.jsonl") == replies
     assert (folder / "kept.jsonl").read_text() == text  # nothing was written again
 
 
@@ -111,5 +111,5 @@ def test_prompts_that_cannot_be_used(folder: Path) -> None:
     with pytest.raises(OnTargetError, match="1 different prompts"):
         run("model", "one.txt")
     Path("long.txt").write_text("w1\n" + "w2 " * 120 + "\n")
-    with pytest.raises(OnTargetError, match="Prompt 1 has 120 tokens, and its reply may have 12"):
+    with pytest.raises(OnTargetError, match="Prompt 1 has 120 tokens, and its answer may have 12"):
         run("model", "long.txt")

@@ -12,7 +12,7 @@ from ontarget.serve.speculative.draft_head import KINDS, new_draft_head
 from ontarget.serve.speculative.draft_tree import TreeShape, chain
 from ontarget.serve.speculative.generate import generate, generate_plain
 from ontarget.serve.speculative.target import Target
-from ontarget.serve.speculative.token_law import token_law
+from ontarget.serve.token_law import token_law
 
 SHAPES = (TreeShape(10, 7, 60), TreeShape(3, 4, 12), chain(4), chain(1))
 

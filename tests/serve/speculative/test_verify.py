@@ -9,8 +9,8 @@ from scipy import stats
 
 from ontarget.errors import SettingError
 from ontarget.serve.speculative.draft_tree import DraftTree
-from ontarget.serve.speculative.token_law import check_sampling, draw, token_law
 from ontarget.serve.speculative.verify import accept_child, greedy_path, sampled_path
+from ontarget.serve.token_law import check_sampling, draw, token_law
 
 
 def test_greedy_path_by_hand() -> None:

@@ -1,6 +1,6 @@
 """The next token from the logits: pure functions, one random number in, one token out.
 
-Temperature, then top_k, then top_p, in the order of transformers. The draw is made by inverting the distribution's sum
+The law is that of token_law.py. The draw is made by inverting the distribution's sum
 at a number of [0, 1), so that a seed gives the same tokens on every device and beside every other request.
 """
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ontarget.errors import SettingError
+from ontarget.serve.token_law import token_law
 
 
 @dataclass(frozen=True)
@@ -51,30 +52,11 @@ def draws(seed: int | None) -> torch.Generator:
     return generator
 
 
-def probabilities(logits: Tensor, *, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """(V,) float64 that sum to 1. logits: (V,) finite. temperature: above 0.
-
-    top_p keeps the smallest set of likeliest tokens whose probabilities sum to it or more, at least one.
-    """
-    scaled = (logits.double() - logits.max()) / temperature  # the greatest is 0: a small temperature cannot overflow
-    if 0 < top_k < len(scaled):
-        scaled = scaled.masked_fill(scaled < scaled.topk(top_k).values[-1], -torch.inf)
-    kept = scaled.softmax(0)
-    if top_p < 1:
-        ordered, order = kept.sort(descending=True, stable=True)
-        before = ordered.cumsum(0) - ordered
-        dropped = before >= top_p
-        dropped[0] = False
-        kept = kept.index_fill(0, order[dropped], 0.0)
-        kept = kept / kept.sum()
-    return kept
-
-
 def choose(logits: Tensor, sampling: Sampling, draw: float) -> int:
     """The token at ``draw`` of [0, 1) in the distribution; the likeliest one where sampling is greedy."""
     if sampling.greedy:
         return int(logits.argmax())
-    chances = probabilities(logits, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+    chances = token_law(logits.double(), sampling.temperature, sampling.top_p, sampling.top_k)
     sums = chances.cumsum(0)
     at = int(torch.searchsorted(sums, draw * sums[-1], right=True))
     if at >= len(sums) or chances[at] == 0:  # rounding at the upper end

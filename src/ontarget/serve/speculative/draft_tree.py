@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ontarget.errors import SettingError
 from ontarget.serve.speculative.draft_head import DraftHead, KeysValues
-from ontarget.serve.speculative.token_law import draw, token_law
+from ontarget.serve.token_law import draw, token_law
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from ontarget.errors import DataError, SettingError
 from ontarget.serve.speculative.draft_head import DraftHead, KeysValues
 from ontarget.serve.speculative.draft_tree import TreeShape, draft_tree
 from ontarget.serve.speculative.target import Target
-from ontarget.serve.speculative.token_law import check_sampling, draw, token_law
 from ontarget.serve.speculative.verify import greedy_path, sampled_path
+from ontarget.serve.token_law import check_sampling, draw, token_law
 
 
 def generate(

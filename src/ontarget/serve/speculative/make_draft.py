@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ontarget.adapt.answers import check_room, generate_ids
 from ontarget.errors import DataError
 from ontarget.pool.language_models import LanguageModel
 from ontarget.serve.speculative.draft_head import save_draft_head
-from ontarget.serve.speculative.own_replies import check_room, own_replies
 from ontarget.serve.speculative.target import check_target
 from ontarget.serve.speculative.train_draft import STATE, TrainedDraft, train_draft
 from ontarget.serve.speculative.worth_it import Verdict, worth_it
@@ -53,7 +53,7 @@ def make_draft(
     ids = [source.prompt_ids(prompt, instruction) for prompt in different]
     check_room(source, ids, max_new_tokens)
     first = len(ids) - max(1, int(HELD_OUT * len(ids)))
-    replies = own_replies(source, ids[:first], max_new_tokens=max_new_tokens, kept=folder / REPLIES, context=context)
+    replies = generate_ids(source, ids[:first], max_new_tokens=max_new_tokens, kept=folder / REPLIES, context=context)
     trained = train_draft(
         source.model, [[*asked, *said] for asked, said in zip(ids[:first], replies, strict=True)], kind=kind,
         starts=[len(asked) for asked in ids[:first]], folder=folder, context=context, **settings,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ontarget.serve.speculative.draft_tree import DraftTree
-from ontarget.serve.speculative.token_law import draw
+from ontarget.serve.token_law import draw
 
 
 def greedy_path(tree: DraftTree, best: Sequence[int]) -> tuple[list[int], int]:
