@@ -11,11 +11,7 @@ would say nothing.
 
 from __future__ import annotations
 
-import ast
 import copy
-import sysconfig
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,23 +37,6 @@ MEASURE = "minus loss"
 
 BITS, GROUP, SHARE, CALIBRATION, TEST, WINDOW = 3, 64, 0.01, 512, 2048, 512
 GPTQ_GROUP, DAMPING = 40, 0.01
-
-
-@lru_cache(maxsize=1)
-def docstrings() -> list[str]:
-    """One long docstring text a module, in the order of the modules' names."""
-    found = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        parts = [ast.get_docstring(node) for node in ast.walk(tree)
-                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]  # fmt: skip
-        text = "\n\n".join(part for part in parts if part)
-        if len(text) > 500:
-            found.append(text)
-    return found
 
 
 def loaded() -> tuple[Any, Any]:
@@ -138,9 +117,10 @@ def gptq(weight: Tensor, moments: Tensor, *, bits: int, group: int) -> Tensor:
 def run(seed: int, context: Context) -> dict[str, dict[str, Any]]:
     """Loss on test text of every arm, and of the model as it is."""
     from ontarget.compress.gwq import outliers, quantized
+    from ontarget.data.standard_library import docstring_texts
 
     model, tokenizer = loaded()
-    texts = docstrings()
+    texts = docstring_texts()
     order = np.random.default_rng(0).permutation(len(texts))  # test modules are the same for all seeds
     half = len(order) // 2
     test = tokens(tokenizer, [texts[at] for at in order[:half]], TEST)

@@ -13,10 +13,8 @@ from one mould, are left out. The learning rate of 1e-3 instead of the paper's 3
 
 from __future__ import annotations
 
-import ast
 import gzip
 import re
-import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +49,8 @@ PROMPTS, PROMPT, REPLY, DRAWS = 100, 128, 32, 5000
 
 def pages() -> list[bytes]:
     """Texts of 2 KB or more, in the order of their names: man pages without markup, or docstrings of modules."""
+    from ontarget.data.standard_library import docstring_texts
+
     found = []
     for path in sorted(Path("/usr/share/man").glob("man[1-8]/*.gz")):
         if path.is_symlink() or path.stat().st_size < 2000 or path.name.startswith("gcloud"):
@@ -65,22 +65,9 @@ def pages() -> list[bytes]:
         text = re.sub(r"\n{2,}", "\n\n", text)
         if len(text) > 2048:
             found.append(text.encode())
-    return found if len(found) >= 700 else docstrings()
-
-
-def docstrings() -> list[bytes]:
-    found = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        parts = [ast.get_docstring(node) for node in ast.walk(tree)
-                 if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]  # fmt: skip
-        text = "\n\n".join(part for part in parts if part)
-        if len(text) > 2048:
-            found.append(text.encode())
-    return found
+    if len(found) >= 700:
+        return found
+    return [text.encode() for text in docstring_texts(packages=True, least=2048)]
 
 
 def windows(texts: list[bytes], count: int, generator: np.random.Generator) -> torch.Tensor:

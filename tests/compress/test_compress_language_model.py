@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ontarget.cli import app
 from ontarget.compress.calibration_texts import part_texts, rise, unit_losses
 from ontarget.compress.compress_language_model import memory_estimate
-from ontarget.compress.packed_checkpoint import load_dequantized, sizes
+from ontarget.compress.packed_checkpoint import load_packed, sizes
 from ontarget.errors import DataError, LimitError, OnTargetError
 
 WORDS = 40
@@ -72,7 +72,7 @@ def test_a_report_tells_what_the_folder_is(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained("small")
     texts = (folder / "texts.txt").read_text().splitlines()
     parts = part_texts(texts, tokenizer, calibration_tokens=64, test_tokens=8192, window=64)
-    losses, tokens = unit_losses(load_dequantized(folder / "small"), parts.held_out, "")
+    losses, tokens = unit_losses(load_packed(folder / "small"), parts.held_out, "")
     assert report["loss_after"] == pytest.approx(losses.sum() / tokens.sum(), abs=1e-6)
     assert "<script" not in (folder / "small" / "report.html").read_text()
 

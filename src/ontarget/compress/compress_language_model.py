@@ -1,7 +1,8 @@
 """A language model in few bits, judged on the user's own rows, and undone where it costs more than is allowed.
 
-Quantised by GWQ (gwq.py) with one backward pass on rows for calibration, written, read again, and compared with the
-model it was made from on held-out rows: a paired interval of the loss, bytes with everything counted, latency.
+Quantised by GWQ (gwq.py) with one backward pass on rows for calibration, written, read again as it is served (packed
+layers, bfloat16), and compared with the model it was made from on held-out rows: a paired interval of the loss, bytes
+with everything counted, latency.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _compressed(
 ) -> Compression:  # fmt: skip
     import torch
 
-    from ontarget.compress.packed_checkpoint import fill_folder, load_dequantized, sizes
+    from ontarget.compress.packed_checkpoint import fill_folder, load_packed, sizes
     from ontarget.plan.run_folder import new_folder
     from ontarget.pool.language_models import load_language_model, local_folder
 
@@ -135,7 +136,7 @@ def _compressed(
         else:
             packed, _ = _quantised(locator, parts, bits, group, share, span, context)
         fill_folder(packed, partial, copy_from=source.folder)
-        after, _ = unit_losses(load_dequantized(partial), parts.held_out, "loss after", context)
+        after, _ = unit_losses(load_packed(partial), parts.held_out, "loss after", context)
         changed = rise(before, after, tokens)
         found = sizes(partial)
         undone = _reasons(changed, tolerance, found)

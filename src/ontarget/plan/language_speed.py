@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ontarget.compress.language_latency import token_times
 from ontarget.errors import RunError
 
 if TYPE_CHECKING:
@@ -32,7 +32,17 @@ def measure_speed(
     memory: whether to measure it; 0 without. tokens: of an answer, at most. training_tokens: of a training answer; 0
     for no training, whose seconds are 0 then.
     """
-    first, each = token_times(source, prompts, instruction=instruction, steps=min(STEPS, max(2, tokens)))
+    import torch
+
+    first: list[float] = []
+    each: list[float] = []
+    with torch.inference_mode():
+        for at, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
+            ids = torch.tensor([source.prompt_ids(prompt, instruction)], device=source.model.device)
+            begin, rest = token_times(source.model, ids, min(STEPS, max(2, tokens)))
+            if at:
+                first.append(begin)
+                each += rest
     dtype = str(source.model.dtype).removeprefix("torch.")
     return {
         "latency_ms": float(np.median(each)), "latency_p95_ms": float(np.percentile(each, 95)),
@@ -40,34 +50,6 @@ def measure_speed(
         "memory_mb": measure_memory(source.folder, dtype, prompts[0]) if memory else 0.0,
         "train_s_per_row": _training_seconds(source, prompts, instruction, training_tokens) if training_tokens else 0.0,
     }  # fmt: skip
-
-
-def token_times(
-    source: LanguageModel, prompts: Sequence[str], *, instruction: str = "", steps: int = STEPS
-) -> tuple[list[float], list[float]]:
-    """Milliseconds of each prompt, and of each token after them."""
-    import torch
-    from transformers import DynamicCache
-
-    # transformers 5 has given the argument another name.
-    name = "cache" if "cache" in inspect.signature(source.model.forward).parameters else "past_key_values"
-    device = next(source.model.parameters()).device
-    first: list[float] = []
-    each: list[float] = []
-    with torch.inference_mode():
-        for at, prompt in enumerate([prompts[0], *prompts]):  # the first one warms up
-            ids = torch.tensor([source.prompt_ids(prompt, instruction)], device=device)
-            times, kept = [], DynamicCache(config=source.model.config)
-            for _ in range(steps + 1):
-                start = time.perf_counter()
-                found = source.model(ids, use_cache=True, logits_to_keep=1, **{name: kept})
-                ids = found.logits[:, -1:].argmax(-1)
-                int(ids)  # waits for the device
-                times.append(1000 * (time.perf_counter() - start))
-            if at:
-                first.append(times[0])
-                each += times[1:]
-    return first, each
 
 
 def weights_mb(model: Any) -> float:
