@@ -161,3 +161,17 @@ def test_wrong_input(rows: Path, tiny_language_model: Path, tmp_path: Path, more
     result = CliRunner().invoke(app, arguments + more)
     assert isinstance(result.exception, OnTargetError), result.output
     assert says in str(result.exception)
+
+
+def test_s3ft_takes_part_where_some_answers_are_right(rows: Path, tiny_language_model: Path, tmp_path: Path) -> None:
+    checker = tmp_path / "checker.py"
+    checker.write_text("def check(prompt, answer, references):\n    return len(prompt) % 2 or answer in references\n")
+    found = fit(rows, input="asked", target="said", checker=checker, pool=[str(tiny_language_model)], max_new_tokens=3,
+                budget_s=300, threads=1, run=tmp_path / "run")  # fmt: skip
+    made = next(trial for trial in found.report["trials"] if trial["method"] == "s3ft")
+    assert made["state"] == "complete", made["reason"]
+    notes = made["notes"]
+    assert sum(notes["shares"].values()) == pytest.approx(1) and notes["shares"]["own"] > 0
+    # What the untuned model says itself it finds likelier than what it is told.
+    assert 0 < notes["untuned_loss"] < notes["untuned_loss_of_references"]
+    assert "own" in (tmp_path / "run" / "report.html").read_text()

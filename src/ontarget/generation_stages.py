@@ -16,9 +16,32 @@ from typing import Any
 
 import numpy as np
 
-from ontarget.errors import DataError, LimitError, RunError
-from ontarget.plan.language_trials import MODEL
-from ontarget.plan.run_folder import Clock, RunFolder
+from ontarget.adapt.answers import check_room
+from ontarget.data.generation_data import generation_summary, load_generation
+from ontarget.device import describe
+from ontarget.errors import LimitError, RunError
+from ontarget.judge.generation_evidence import generation_evidence
+from ontarget.merge.tune_weights import tune_weights
+from ontarget.plan.language_speed import measure_speed, over_limits
+from ontarget.plan.language_trials import (
+    MODEL,
+    TRAIN_ROWS,
+    VALIDATION_ROWS,
+    answer_as_tried,
+    examples_of,
+    first_recipes,
+    fitted,
+    longest_answer,
+    run_language_trial,
+    tuned_recipes,
+    typical_answer,
+    validation_part,
+)
+from ontarget.plan.language_variants import variants
+from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
+from ontarget.pool.language_models import DEFAULT, load_language_model, local_folder
+from ontarget.report.generation_page import write_generation_page
+from ontarget.serve.language_bundle import load_language_bundle, write_language_bundle
 from ontarget.task import Request
 from ontarget.values import Array, Context, GenerationData, Recipe
 
@@ -34,8 +57,6 @@ class GenerationStages:
 
     def __init__(self, run: RunFolder, request: Request, data: GenerationData | None, progress: Any) -> None:
         import torch
-
-        from ontarget.data.generation_data import generation_summary, load_generation
 
         self.run, self.request, self.task, self.limits = run, request, request.task, request.limits
         spent = max((row["start_s"] + row["seconds"] for row in run.timeline()), default=0.0)
@@ -55,18 +76,13 @@ class GenerationStages:
             stage()
 
     def _device(self) -> None:
-        from ontarget.device import describe
-
         self.run.once("device", lambda: {**describe(), "threads": self.threads}, clock=self.clock)
 
     def _load(self, locator: str) -> Any:
-        from ontarget.pool.language_models import load_language_model
-
         return load_language_model(locator, device=self.request.device)
 
     def _admission(self) -> None:
         """Every source loaded once: what it costs, and whether it is within the limits."""
-        from ontarget.pool.language_models import DEFAULT
 
         def compute() -> dict[str, Any]:
             return {locator: self._admit(locator) for locator in self.request.pool or (DEFAULT,)}
@@ -79,32 +95,19 @@ class GenerationStages:
                              next_step="raise the limits, or bring a smaller model")  # fmt: skip
 
     def _admit(self, locator: str) -> dict[str, Any]:
-        from ontarget.plan.language_speed import measure_speed
-        from ontarget.plan.language_trials import longest_answer, typical_answer
-
         if self.context.progress is not None:
             self.context.progress(0, 1, f"measuring {locator}")
         source = self._load(locator)
         longest = longest_answer(self.data, source)
         # Every prompt has to fit, or an error names the row before any work is done.
         for part in (self.data.train, self.data.validation, self.data.test):
-            for row, prompt in zip(part.rows, part.prompts, strict=True):
-                asked = len(source.prompt_ids(prompt, self.data.instruction))
-                if asked + longest > source.window:
-                    raise DataError(
-                        f"Row {row}: the prompt has {asked:,} tokens, and its answer may have {longest:,}.",
-                        allowed=f"{source.window:,} together, the window of {locator}", option="--max-new-tokens",
-                        next_step="shorten the prompt or the answers, or take a model with a longer window",
-                    )  # fmt: skip
+            asked = [source.prompt_ids(prompt, self.data.instruction) for prompt in part.prompts]
+            check_room(source, asked, longest, rows=part.rows)
         prompts = list(self.data.validation.prompts[:TIMED_ROWS])
         measured = measure_speed(source, prompts, instruction=self.data.instruction, tokens=longest,
                                  training_tokens=typical_answer(self.data, source),
                                  memory=self.limits.memory_mb is not None)  # fmt: skip
-        over = [
-            f"{name} is {measured[name]:.1f}, the limit {limit:g}"
-            for name in ("latency_ms", "memory_mb", "size_mb")
-            if (limit := getattr(self.limits, name)) is not None and measured[name] > limit
-        ]
+        over = over_limits(measured, self.limits)
         # Half the size in bfloat16 may still do: that is measured among the variants.
         if over and self.limits.size_mb is not None and measured["size_mb"] / 2 <= self.limits.size_mb:
             over = [text for text in over if not text.startswith("size_mb")]
@@ -112,8 +115,6 @@ class GenerationStages:
 
     def _trial(self, recipe: Recipe, deadline: float | None = None) -> dict[str, Any]:
         """The stored trial of this recipe, or run it now."""
-        from ontarget.plan.language_trials import run_language_trial
-
         known = self.run.trials()
         for trial in known:
             if (trial["source"], trial["method"], trial["settings"]) == (
@@ -133,8 +134,6 @@ class GenerationStages:
         return [locator for locator, entry in self.run.read("admission").items() if entry["admitted"]]
 
     def _baselines(self) -> None:
-        from ontarget.plan.language_trials import first_recipes
-
         for recipe in first_recipes(self.data, self._sources()):
             self._trial(recipe)
 
@@ -144,8 +143,6 @@ class GenerationStages:
 
     def _tuning(self) -> None:
         """Tuned models, the best source first, sized to what the budget leaves; each decision is stored before it."""
-        from ontarget.plan.language_trials import tuned_recipes
-
         as_is = sorted(self._complete("as_is"), key=lambda trial: -trial["metric"])
         skipped, place = [], 0
         for trial in as_is[:TUNED_SOURCES]:
@@ -165,9 +162,7 @@ class GenerationStages:
 
     def _planned(self, recipe: Recipe, answering_s: float) -> dict[str, Any]:
         """The recipe's settings within the budget, or None and why. answering_s: of the untuned model's validation."""
-        from ontarget.plan.language_trials import TRAIN_ROWS, VALIDATION_ROWS, fitted
-
-        rows = min(TRAIN_ROWS, sum(bool(right) for right in self.data.train.references))
+        rows = min(TRAIN_ROWS, len(self.data.train.answered()))
         row_s = self.run.read("admission")[recipe.source]["train_s_per_row"]
         fixed_s, left_s = answering_s, self.clock.remaining_s() - self._reserve()
         if recipe.method == "s3ft":  # the model answers every training prompt, and some of them twice
@@ -182,7 +177,7 @@ class GenerationStages:
     def _reserve(self) -> float:
         """Seconds that test rows and the bundle will take."""
         slowest = max((trial["seconds"] for trial in self._complete("as_is", "few_shot")), default=0.0)
-        rows = min(200, len(self.data.validation))
+        rows = min(VALIDATION_ROWS, len(self.data.validation))
         measuring = next(row["seconds"] for row in self.run.timeline() if row["stage"] == "admission")
         needed = slowest + measuring + 4 * slowest * len(self.data.test) / max(1, rows)
         return float(max(RESERVE * self.limits.budget_s, needed))
@@ -192,8 +187,6 @@ class GenerationStages:
         self.run.once("merge", self._merged, clock=self.clock, kind="training")
 
     def _merged(self) -> dict[str, Any]:
-        from ontarget.merge.tune_weights import tune_weights
-
         tuned = self._complete("supervised_fine_tuning", "s3ft")
         if not tuned:
             return {"taken": False, "says": "nothing was tuned, so there is nothing to merge"}
@@ -205,8 +198,6 @@ class GenerationStages:
         if trials < 1:
             return {"taken": False, "says": f"a merge needs about {each:.0f} s, which are not left"}
         parents = {str(self.run.trial_folder(trial["number"]) / MODEL): self._rows(trial["number"]) for trial in tuned}
-        from ontarget.pool.language_models import local_folder
-
         found = tune_weights(
             parents, str(local_folder(source)), self._validation_rows, self.run.path / "merge", trials=trials,
             context=replace(self.context, deadline=self.clock.deadline(self.clock.remaining_s() - self._reserve())),
@@ -232,13 +223,8 @@ class GenerationStages:
         return {"taken": taken, "says": found.says.replace(found.best_parent, f"trial {best_number}"), "tried": tried}
 
     def _validation_rows(self, folder: Path) -> Array:
-        from ontarget.adapt.judge_answers import answer_rows
-        from ontarget.plan.language_trials import VALIDATION_ROWS, longest_answer, some
-
-        source = self._load(str(folder))
-        part = self.data.validation.take(some(len(self.data.validation), VALIDATION_ROWS, 0))
-        longest = longest_answer(self.data, source)
-        return answer_rows(source, part, self.data, max_new_tokens=longest, context=self.context).rows
+        source, part = self._load(str(folder)), validation_part(self.data)
+        return answer_as_tried(source, part, self.data, {}, context=self.context).rows
 
     def _rows(self, number: int) -> Array:
         rows: Array = self.run.trial_scores(number)[:, 0].astype(np.float64)
@@ -258,8 +244,6 @@ class GenerationStages:
         self.run.once("decision", compute, clock=self.clock, kind="measuring")
 
     def _model_of(self, trial: dict[str, Any]) -> Path | None:
-        from ontarget.pool.language_models import local_folder
-
         if trial["source"].startswith("control:"):
             return None
         own = self.run.trial_folder(trial["number"]) / MODEL
@@ -267,8 +251,6 @@ class GenerationStages:
 
     def _variants(self, trial: dict[str, Any]) -> list[dict[str, Any]]:
         """The model's weights in float32 and in bfloat16: the second is kept where it costs nothing."""
-        from ontarget.plan.language_variants import variants
-
         folder = self._model_of(trial)
         if folder is None:
             return []
@@ -287,35 +269,23 @@ class GenerationStages:
         self.run.once("bundle", self._bundled, clock=self.clock, kind="measuring")
 
     def _bundled(self) -> dict[str, Any]:
-        from ontarget.serve.language_bundle import load_language_bundle, write_language_bundle
-
         decision = self.run.read("decision")
         trial = next(one for one in self.run.trials() if one["number"] == decision["number"])
         variant = next((row for row in decision["variants"] if row["kept"]), None)
-        from ontarget.plan.language_trials import examples_of, longest_answer
-
         model = Path(variant["path"]) if variant else None
-        entry = self.run.read("admission").get(trial["source"], {})
         prompts = list(self.data.validation.prompts[:SELF_TEST_ROWS])
         info = {
             "name": self.task.name, "method": trial["method"], "source": trial["source"],
             "settings": trial["settings"], "dtype": variant["dtype"] if variant else "",
             "input_columns": list(self.task.input), "instruction": self.data.instruction, "metric": self.data.metric,
-            "max_new_tokens": entry.get("max_new_tokens", 0), "validation": trial["metric"],
+            "max_new_tokens": 0, "validation": trial["metric"],
             "examples": examples_of(self.data, int(trial["settings"].get("shots", 0)), self.context.seed),
             "measured": variant or {},
         }  # fmt: skip
         answers = None
         if model is None:
-            known = [at for at, right in enumerate(self.data.train.references) if right]
-            from ontarget.adapt.lookup_answers import most_frequent_answer
-
-            answers = (
-                {"prompts": [], "answers": [most_frequent_answer(self.data.train.references)]}
-                if trial["method"] == "constant_answer"
-                else {"prompts": [self.data.train.prompts[at] for at in known],
-                      "answers": [self.data.train.references[at][0] for at in known]}
-            )  # fmt: skip
+            known = self.data.train.answered()
+            answers = {"prompts": known.prompts, "answers": [right[0] for right in known.references]}
         else:
             info["max_new_tokens"] = longest_answer(self.data, self._load(str(model)))
         folder = self.run.path / "bundle"
@@ -327,17 +297,12 @@ class GenerationStages:
                 "size_mb": sum(path.stat().st_size for path in folder.iterdir()) / 2**20}  # fmt: skip
 
     def _evidence(self) -> None:
-        from ontarget.judge.generation_evidence import generation_evidence
-
         self.run.once(
             "evidence", lambda: generation_evidence(self.run, self.data, self.request.device, self.context),
             clock=self.clock, kind="measuring",
         )  # fmt: skip
 
     def _report(self) -> None:
-        from ontarget.plan.run_folder import to_json, write_atomic
-        from ontarget.report.generation_page import write_generation_page
-
         report = self.report()
         write_atomic(self.run.path / "report.json", to_json(report))
         write_generation_page(self.run.path / "report.html", report)

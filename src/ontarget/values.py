@@ -127,6 +127,10 @@ class Prompts:
         at = [int(position) for position in positions]
         return Prompts(tuple(self.prompts[row] for row in at), tuple(self.references[row] for row in at), self.rows[at])
 
+    def answered(self) -> Prompts:
+        """The rows that have a reference."""
+        return self.take([at for at, right in enumerate(self.references) if right])
+
 
 @dataclass(frozen=True)
 class GenerationData:

@@ -35,9 +35,11 @@ def generate_answers(
     return [source.text(ids) for ids in made]
 
 
-def check_room(source: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Raises DataError: a prompt that leaves no room for its answer in the model's window."""
-    for row, ids in enumerate(prompts):
+def check_room(
+    source: LanguageModel, prompts: Sequence[Sequence[int]], max_new_tokens: int, *, rows: Sequence[int] | Array = ()
+) -> None:
+    """Raises DataError: a prompt that leaves no room for its answer in the model's window. rows: their numbers."""
+    for row, ids in zip(rows if len(rows) else range(len(prompts)), prompts, strict=True):
         if len(ids) + max_new_tokens > source.window:
             raise DataError(
                 f"Prompt {row} has {len(ids):,} tokens, and its answer may have {max_new_tokens:,}.",

@@ -12,6 +12,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from ontarget.errors import DataError
+from ontarget.values import Prompts
+
+METHODS = ("constant_answer", "nearest_answer")
+
+
+def answer_by_lookup(method: str, known: Prompts, prompts: Sequence[str]) -> list[str]:
+    """Answers of one of METHODS, from rows whose references are known; rows without one are passed over."""
+    if method == "constant_answer":
+        return [most_frequent_answer(known.references)] * len(prompts)
+    known = known.answered()
+    return nearest_answers(known.prompts, [right[0] for right in known.references], prompts)
 
 
 def most_frequent_answer(references: Sequence[Sequence[str]]) -> str:

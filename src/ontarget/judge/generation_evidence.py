@@ -20,8 +20,9 @@ NAMES = {"constant_answer": "most frequent answer", "nearest_answer": "answer of
 
 def generation_evidence(run: RunFolder, data: GenerationData, device: str, context: Context) -> dict[str, Any]:
     """Test scores of the bundle with their interval, each baseline against it, and rows to look at."""
-    from ontarget.adapt.judge_answers import answer_rows, judge_answers
-    from ontarget.plan.language_trials import examples_of, longest_answer, lookup
+    from ontarget.adapt.judge_answers import judge_answers
+    from ontarget.adapt.lookup_answers import answer_by_lookup
+    from ontarget.plan.language_trials import answer_as_tried
     from ontarget.pool.language_models import load_language_model
     from ontarget.serve.language_bundle import load_language_bundle
 
@@ -31,22 +32,18 @@ def generation_evidence(run: RunFolder, data: GenerationData, device: str, conte
 
     def score() -> dict[str, Array]:
         if bundle.source is not None and data.metric == "neg_perplexity":
-            ours = answer_rows(bundle.source, data.test, data, max_new_tokens=1,
-                               examples=bundle.info["examples"], context=context)  # fmt: skip
+            ours = answer_as_tried(bundle.source, data.test, data, bundle.info["settings"], context=context)
         else:
             ours = judge_answers(bundle.answer(data.test.prompts, context=context), data.test, data, context=context)
         said["bundle"] = list(ours.answers)
         scores = {"bundle": ours.rows}
         for name, trial in baselines.items():
             if trial["source"].startswith("control:"):
-                found = judge_answers(lookup(trial["method"], data, data.test.prompts), data.test, data)
+                found = judge_answers(answer_by_lookup(trial["method"], data.train, data.test.prompts), data.test, data)
             else:
                 source = load_language_model(trial["source"], device=device)
-                found = answer_rows(
-                    source, data.test, data, max_new_tokens=longest_answer(data, source),
-                    examples=examples_of(data, int(trial["settings"].get("shots", 0)), context.seed),
-                    kept=run.path / "evidence" / f"{trial['number']}.jsonl", context=context,
-                )  # fmt: skip
+                kept = run.path / "evidence" / f"{trial['number']}.jsonl"
+                found = answer_as_tried(source, data.test, data, trial["settings"], kept=kept, context=context)
             scores[name] = found.rows
         write_atomic(run.path / "evidence" / "answers.json", to_json(said))
         return scores

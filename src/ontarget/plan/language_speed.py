@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ontarget.compress.language_latency import token_times
 from ontarget.errors import RunError
+from ontarget.task import Limits
 
 if TYPE_CHECKING:
     from ontarget.pool.language_models import LanguageModel
@@ -50,6 +51,15 @@ def measure_speed(
         "memory_mb": measure_memory(source.folder, dtype, prompts[0]) if memory else 0.0,
         "train_s_per_row": _training_seconds(source, prompts, instruction, training_tokens) if training_tokens else 0.0,
     }  # fmt: skip
+
+
+def over_limits(measured: Mapping[str, Any], limits: Limits) -> list[str]:
+    """What a model costs beyond the limits, in words, one for each limit that is broken."""
+    return [
+        f"{name} is {measured[name]:.1f}, the limit {limit:g}"
+        for name in ("latency_ms", "memory_mb", "size_mb")
+        if (limit := getattr(limits, name)) is not None and measured[name] > limit
+    ]
 
 
 def weights_mb(model: Any) -> float:

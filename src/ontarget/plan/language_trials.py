@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ontarget.adapt.judge_answers import Answered, answer_rows, judge_answers
+from ontarget.adapt.lookup_answers import answer_by_lookup
 from ontarget.errors import OnTargetError, out_of_memory
-from ontarget.plan.run_folder import RunFolder
-from ontarget.values import Context, GenerationData, Recipe
+from ontarget.plan.run_folder import RunFolder, to_json, write_atomic
+from ontarget.values import Context, GenerationData, Prompts, Recipe
 
 if TYPE_CHECKING:
     from ontarget.pool.language_models import LanguageModel
@@ -81,16 +83,32 @@ def typical_answer(data: GenerationData, source: LanguageModel) -> int:
 
 def examples_of(data: GenerationData, count: int, seed: int) -> list[tuple[str, str]]:
     """Solved training prompts; short ones, so that they fit: drawn from the shorter half."""
-    rows = [at for at, right in enumerate(data.train.references) if right]
-    rows.sort(key=lambda at: len(data.train.prompts[at]) + len(data.train.references[at][0]))
-    rows = rows[: max(count, len(rows) // 2)]
-    drawn = np.random.default_rng(seed).permutation(len(rows))[:count]
-    return [(data.train.prompts[rows[int(at)]], data.train.references[rows[int(at)]][0]) for at in drawn]
+    known = data.train.answered()
+    solved = [(prompt, right[0]) for prompt, right in zip(known.prompts, known.references, strict=True)]
+    solved.sort(key=lambda pair: len(pair[0]) + len(pair[1]))
+    solved = solved[: max(count, len(solved) // 2)]
+    return [solved[int(at)] for at in np.random.default_rng(seed).permutation(len(solved))[:count]]
 
 
 def some(count: int, most: int, seed: int) -> list[int]:
     """At most ``most`` positions, drawn, in order."""
     return sorted(np.random.default_rng(seed).permutation(count)[:most].tolist())
+
+
+def validation_part(data: GenerationData) -> Prompts:
+    """The validation rows that trials are scored on."""
+    return data.validation.take(some(len(data.validation), VALIDATION_ROWS, 0))
+
+
+def answer_as_tried(
+    source: LanguageModel, part: Prompts, data: GenerationData, settings: Mapping[str, Any], *,
+    kept: Path | None = None, context: Context = Context(),
+) -> Answered:  # fmt: skip
+    """A model's answers to rows of the task, judged, with the examples that a trial's settings ask for."""
+    return answer_rows(
+        source, part, data, max_new_tokens=longest_answer(data, source),
+        examples=examples_of(data, int(settings.get("shots", 0)), context.seed), kept=kept, context=context,
+    )  # fmt: skip
 
 
 def run_language_trial(
@@ -127,65 +145,34 @@ def run_language_trial(
 def _run(
     folder: Path, recipe: Recipe, source: LanguageModel | None, data: GenerationData, context: Context
 ) -> tuple[Answered, Mapping[str, Any]]:
-    part = data.validation.take(some(len(data.validation), VALIDATION_ROWS, 0))
+    part = validation_part(data)
     if source is None:
-        return judge_answers(lookup(recipe.method, data, part.prompts), part, data, context=context), {}
-    longest = longest_answer(data, source)
-    examples = examples_of(data, int(recipe.settings.get("shots", 0)), context.seed)
-    notes: dict[str, Any] = {"max_new_tokens": longest}
-    if "mode" in recipe.settings:
-        notes |= _tune(folder, recipe, source, data, longest, context)
-    found = answer_rows(
-        source, part, data, max_new_tokens=longest, examples=examples, kept=folder / "answers.jsonl", context=context
-    )
-    return found, notes
-
-
-def lookup(method: str, data: GenerationData, prompts: Sequence[str]) -> list[str]:
-    """Answers of a method that needs no model."""
-    from ontarget.adapt.lookup_answers import most_frequent_answer, nearest_answers
-
-    if method == "constant_answer":
-        return [most_frequent_answer(data.train.references)] * len(prompts)
-    known = [at for at, right in enumerate(data.train.references) if right]
-    answers = [data.train.references[at][0] for at in known]
-    return nearest_answers([data.train.prompts[at] for at in known], answers, prompts)
+        said = answer_by_lookup(recipe.method, data.train, part.prompts)
+        return judge_answers(said, part, data, context=context), {}
+    notes = _tune(folder, recipe, source, data, context) if "mode" in recipe.settings else {}
+    kept = folder / "answers.jsonl"
+    return answer_as_tried(source, part, data, recipe.settings, kept=kept, context=context), notes
 
 
 def _tune(
-    folder: Path, recipe: Recipe, source: LanguageModel, data: GenerationData, longest: int, context: Context
+    folder: Path, recipe: Recipe, source: LanguageModel, data: GenerationData, context: Context
 ) -> dict[str, Any]:
     """Tune the model and store it; a stored one is loaded instead."""
     from safetensors.torch import load_model
 
-    from ontarget.adapt.align.s3ft import s3ft
     from ontarget.adapt.align.supervised_fine_tuning import supervised_fine_tuning
-    from ontarget.adapt.answers import generate_answers
-    from ontarget.plan.run_folder import to_json, write_atomic
 
     stored = folder / "tuned.json"
     if stored.exists():  # killed while its validation rows were answered
-        import json
-
         load_model(source.model, folder / MODEL / "model.safetensors")
         notes: dict[str, Any] = json.loads(stored.read_text())
         return notes
-    known = [at for at, right in enumerate(data.train.references) if right]
-    train = data.train.take([known[at] for at in some(len(known), recipe.settings["rows"], context.seed)])
-    answers, told = tuple(right[0] for right in train.references), {}
+    known = data.train.answered()
+    train = known.take(some(len(known), recipe.settings["rows"], context.seed))
+    answers = tuple(right[0] for right in train.references)
+    told: dict[str, Any] = {}
     if recipe.method == "s3ft":
-
-        def answer(prompts: Sequence[str]) -> list[str]:
-            return generate_answers(
-                source, prompts, instruction=data.instruction, max_new_tokens=longest, kept=folder / "own.jsonl",
-                context=context,
-            )  # fmt: skip
-
-        def judge(rows: Sequence[int], written: Sequence[str]) -> Any:
-            return judge_answers(written, train.take(rows), data, context=context).rows
-
-        made = s3ft(train.prompts, train.references, answer, judge)
-        answers, told = made.answers, {"shares": made.shares(), "copied": made.copied}
+        answers, told = _rewritten(folder, source, train, data, context)
     tuned = supervised_fine_tuning(
         source, train.prompts, answers, instruction=data.instruction, mode=recipe.settings["mode"],
         epochs=recipe.settings["epochs"], state=folder / "state", context=context,
@@ -197,6 +184,34 @@ def _tune(
              "cut_off": tuned.cut_off}  # fmt: skip
     write_atomic(stored, to_json(notes))
     return notes
+
+
+def _rewritten(
+    folder: Path, source: LanguageModel, train: Prompts, data: GenerationData, context: Context
+) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """S3FT's training answers by the untuned model, and what is told of them: where they come from, and how likely the
+    untuned model finds them and the references (mean -log p of a token)."""
+    from ontarget.adapt.align.s3ft import s3ft
+    from ontarget.adapt.answers import answer_losses, generate_answers
+
+    def answer(prompts: Sequence[str]) -> list[str]:
+        return generate_answers(
+            source, prompts, instruction=data.instruction, max_new_tokens=longest_answer(data, source),
+            kept=folder / "own.jsonl", context=context,
+        )  # fmt: skip
+
+    def judge(rows: Sequence[int], written: Sequence[str]) -> Any:
+        return judge_answers(written, train.take(rows), data, context=context).rows
+
+    def loss(answers: Sequence[str]) -> float:
+        sums, counts = answer_losses(source, train.prompts, answers, instruction=data.instruction, context=context)
+        return float(sums.sum() / counts.sum())
+
+    made = s3ft(train.prompts, train.references, answer, judge)
+    return made.answers, {
+        "shares": made.shares(), "copied": made.copied, "untuned_loss": loss(made.answers),
+        "untuned_loss_of_references": loss([right[0] for right in train.references]),
+    }  # fmt: skip
 
 
 def save_model(source: LanguageModel, folder: Path) -> None:

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ontarget.adapt.judge_answers import answer_rows
 from ontarget.judge.paired_rows import compare_rows, value_of
+from ontarget.plan.language_speed import measure_memory, measure_speed, over_limits
+from ontarget.plan.language_trials import answer_as_tried, longest_answer, save_model, validation_part
+from ontarget.pool.language_models import load_language_model
 from ontarget.task import Limits
 from ontarget.values import Array, Context, GenerationData
 
@@ -33,11 +35,7 @@ def variants(
     rows: the model's scores on the validation rows that trials are scored on.
     """
 
-    from ontarget.plan.language_speed import measure_memory, measure_speed
-    from ontarget.plan.language_trials import VALIDATION_ROWS, examples_of, longest_answer, save_model, some
-    from ontarget.pool.language_models import load_language_model
-
-    part = data.validation.take(some(len(data.validation), VALIDATION_ROWS, 0))
+    part = validation_part(data)
     prompts = list(part.prompts[:4])
     found: list[dict[str, Any]] = []
     for dtype in ("float32", "bfloat16"):
@@ -48,18 +46,15 @@ def variants(
         if dtype != "float32":
             path = folder / dtype
             save_model(source, path)
-        longest = longest_answer(data, source)
         measured = measure_speed(
-            source, prompts, instruction=data.instruction, tokens=longest, memory=limits.memory_mb is not None
-        )
+            source, prompts, instruction=data.instruction, tokens=longest_answer(data, source),
+            memory=limits.memory_mb is not None,
+        )  # fmt: skip
         row: dict[str, Any] = {"dtype": dtype, "path": str(path), "reason": "", **measured, "kept": False}
         scores = rows
         if found:
-            examples = examples_of(data, int(trial["settings"].get("shots", 0)), context.seed)
-            scores = answer_rows(
-                source, part, data, max_new_tokens=longest, examples=examples,
-                kept=folder / f"{dtype}-answers.jsonl", context=context,
-            ).rows  # fmt: skip
+            kept_answers = folder / f"{dtype}-answers.jsonl"
+            scores = answer_as_tried(source, part, data, trial["settings"], kept=kept_answers, context=context).rows
             compared = compare_rows("", data.metric, scores, rows, seed=context.seed)
             row["against_float32"] = {"difference": compared.difference, "low": compared.difference_low,
                                       "high": compared.difference_high}  # fmt: skip
@@ -69,12 +64,7 @@ def variants(
             elif row["latency_ms"] > SLOWER * found[0]["latency_ms"] and not found[0]["reason"]:
                 row["reason"] = f"slower: {row['latency_ms']:.1f} ms a token, {found[0]['latency_ms']:.1f} in float32"
         row["validation"] = value_of(data.metric, scores)
-        over = [
-            f"{name} is {row[name]:.1f}, the limit {limit:g}"
-            for name in ("latency_ms", "memory_mb", "size_mb")
-            if (limit := getattr(limits, name)) is not None and row[name] > limit
-        ]
-        row["reason"] = "; ".join(filter(None, [row["reason"], *over]))
+        row["reason"] = "; ".join(filter(None, [row["reason"], *over_limits(row, limits)]))
         found.append(row)
         del source
     fitting = [row for row in found if not row["reason"]]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ontarget.adapt.judge_answers import answer_rows
 from ontarget.errors import RunError, SettingError
 from ontarget.merge.tune_weights import TunedMerge, tune_weights
-from ontarget.plan.language_trials import VALIDATION_ROWS, longest_answer, some
+from ontarget.plan.language_trials import answer_as_tried, validation_part
+from ontarget.pool.language_models import load_language_model, local_folder
 from ontarget.values import Array, Context, GenerationData
 
 
@@ -31,16 +31,13 @@ def merge_on_task(
     whole; test rows are not looked at. Raises RunError, and writes nothing, where no merge is better than the best of
     the models.
     """
-    from ontarget.pool.language_models import load_language_model, local_folder
-
     if output.exists():
         raise SettingError(f"'{output}' is there already.", option="--output", next_step="choose a new folder")
-    part = data.validation.take(some(len(data.validation), VALIDATION_ROWS, 0))
+    part = validation_part(data)
 
     def score(folder: Path) -> Array:
         source = load_language_model(str(folder), device=context.device)
-        longest = longest_answer(data, source)
-        return answer_rows(source, part, data, max_new_tokens=longest, context=context).rows
+        return answer_as_tried(source, part, data, {}, context=context).rows
 
     folders = {str(local_folder(model)): model for model in models}
     parents: dict[str, Any] = {}

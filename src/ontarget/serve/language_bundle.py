@@ -15,9 +15,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ontarget.errors import RunError
 from ontarget.plan.run_folder import to_json, write_atomic
-from ontarget.values import Context
+from ontarget.values import Context, Prompts
 
 INFO, SELF_TEST, ANSWERS = "ontarget.json", "selftest.json", "answers.json"
 FORMAT_VERSION = 1
@@ -28,24 +30,25 @@ class LanguageBundle:
     """A loaded bundle. info: what ontarget.json holds."""
 
     def __init__(self, path: Path, info: dict[str, Any], *, device: str = "cpu") -> None:
+        from ontarget.adapt.lookup_answers import METHODS
         from ontarget.pool.language_models import load_language_model
 
         self.path, self.info = path, info
         self.source = None
-        if info["method"] not in ("constant_answer", "nearest_answer"):
+        if info["method"] not in METHODS:
             self.source = load_language_model(str(path), dtype=info["dtype"], device=device)
 
     def answer(self, prompts: Sequence[str], *, context: Context = Context()) -> list[str]:
         """One answer for each prompt, as they were judged: greedy."""
         from ontarget.adapt.answers import generate_answers
         from ontarget.adapt.judge_answers import with_examples
-        from ontarget.adapt.lookup_answers import nearest_answers
+        from ontarget.adapt.lookup_answers import answer_by_lookup
 
         if self.source is None:
             stored = json.loads((self.path / ANSWERS).read_text(encoding="utf-8"))
-            if self.info["method"] == "constant_answer":
-                return [str(stored["answers"][0])] * len(prompts)
-            return nearest_answers(stored["prompts"], stored["answers"], prompts)
+            references = tuple((str(answer),) for answer in stored["answers"])
+            known = Prompts(tuple(stored["prompts"]), references, np.arange(len(references)))
+            return answer_by_lookup(self.info["method"], known, prompts)
         examples = [(str(asked), str(said)) for asked, said in self.info["examples"]]
         return generate_answers(
             self.source, [with_examples(prompt, examples) for prompt in prompts],
