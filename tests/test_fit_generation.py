@@ -163,10 +163,10 @@ def test_wrong_input(rows: Path, tiny_language_model: Path, tmp_path: Path, more
     assert says in str(result.exception)
 
 
-def test_s3ft_takes_part_where_some_answers_are_right(rows: Path, tiny_language_model: Path, tmp_path: Path) -> None:
+def test_s3ft_takes_part_where_some_answers_are_right(rows: Path, language_folder: Path, tmp_path: Path) -> None:
     checker = tmp_path / "checker.py"
     checker.write_text("def check(prompt, answer, references):\n    return len(prompt) % 2 or answer in references\n")
-    found = fit(rows, input="asked", target="said", checker=checker, pool=[str(tiny_language_model)], max_new_tokens=3,
+    found = fit(rows, input="asked", target="said", checker=checker, pool=[str(language_folder)], max_new_tokens=12,
                 budget_s=300, threads=1, run=tmp_path / "run")  # fmt: skip
     made = next(trial for trial in found.report["trials"] if trial["method"] == "s3ft")
     assert made["state"] == "complete", made["reason"]
