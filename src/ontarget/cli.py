@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,9 +14,11 @@ from ontarget.draft_command import draft as draft_command
 from ontarget.errors import OnTargetError, SettingError
 from ontarget.judge_commands import judge_app
 from ontarget.merge_command import merge as merge_command
+from ontarget.predict_command import predict as predict_command
 from ontarget.search_commands import device_app, discover_optimizer
 from ontarget.search_commands import search as search_command
 from ontarget.search_tasks_command import search_tasks as search_tasks_command
+from ontarget.select_data_command import select_data as select_data_command
 from ontarget.serve_command import serve as serve_command
 
 app = typer.Typer(
@@ -255,51 +256,7 @@ def labels(
     print_next_labels(found, output)
 
 
-@app.command("select-data")
-def select_data(
-    pool: Annotated[
-        Path, typer.Argument(help="Texts to choose from: .jsonl .parquet .arrow .csv .tsv .txt or a folder")
-    ],
-    target: Annotated[Path, typer.Option("--target", "-t", help="Examples of the target: a file of the same kinds")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the selection; a stopped one goes on")],
-    count: Annotated[int | None, typer.Option(help="How many documents to select")] = None,
-    megabytes: Annotated[float | None, typer.Option(help="How much text to select, MiB, instead of --count")] = None,
-    method: Annotated[str, typer.Option(help="zipfit, dsir, random, random-by-length")] = "zipfit",
-    mode: Annotated[str, typer.Option(help="Of zipfit: exact, or fast (estimates, and says how well)")] = "exact",
-    aggregate: Annotated[
-        str, typer.Option(help="Of zipfit over the examples: mean, or nearest for relatives of any")
-    ] = "mean",
-    compressor: Annotated[str, typer.Option(help="Of zipfit: gzip or lz4")] = "gzip",
-    level: Annotated[int | None, typer.Option(help="Of the compressor; gzip 1 to 9 (6), lz4 -16 to 16 (0)")] = None,
-    column: Annotated[str, typer.Option(help="Column that holds the pool's texts")] = "text",
-    target_column: Annotated[str | None, typer.Option(help="Column that holds the target's texts; as --column")] = None,
-    length_bands: Annotated[int, typer.Option(help="Bands of length to compare within; 1 for none", min=1)] = 8,
-    near_duplicates: Annotated[bool, typer.Option("--near-duplicates", help="Keep near-duplicates")] = False,
-    processes: Annotated[int | None, typer.Option(help="Worker processes; all cores", min=1)] = None,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Select the documents of POOL that are most like target examples: streamed, on all cores, resumable.
-
-    `ontarget select-data crawl.jsonl --target examples.jsonl --count 10000 -o selection`
-
-    Writes selected.parquet (best first), scores.parquet (every document) and selection.html (the picture).
-    """
-    from ontarget.progress import console_progress
-    from ontarget.report.console import print_selection
-    from ontarget.select.select_data import select_data as select
-    from ontarget.values import Context
-
-    with console_progress(quiet) as progress:
-        found = select(
-            pool, target, output=output, count=count, megabytes=megabytes, method=method, mode=mode,  # type: ignore[arg-type]
-            aggregate=aggregate, compressor=compressor, level=level, column=column,  # type: ignore[arg-type]
-            target_column=target_column, length_bands=length_bands, drop_near_duplicates=not near_duplicates,
-            processes=processes, context=Context(seed=seed, progress=progress),
-        )  # fmt: skip
-    print_selection(found)
-
-
+app.command("select-data")(select_data_command)
 app.command("search")(search_command)
 app.command("search-tasks")(search_tasks_command)
 app.command("discover-optimizer")(discover_optimizer)
@@ -308,49 +265,7 @@ app.command("draft")(draft_command)
 app.command("compress")(compress_command)
 
 
-@app.command()
-def predict(
-    bundle: Annotated[Path, typer.Argument(help="Bundle folder")],
-    data: Annotated[str, typer.Argument(help="Table or image folder with new rows; no target needed")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write; standard output")] = None,
-    threads: Threads = None,
-) -> None:
-    """Predict new rows with a bundle: CSV with the prediction and its probability.
-
-    `ontarget predict runs/reviews/bundle new.csv -o predictions.csv`
-    """
-    import csv
-
-    from ontarget.data import read_inputs
-    from ontarget.runtime import load_bundle
-    from ontarget.serve.language_bundle import is_language_bundle, load_language_bundle
-
-    if is_language_bundle(bundle):
-        from ontarget.progress import console_progress
-        from ontarget.values import Context
-
-        writer_model = load_language_bundle(bundle)
-        inputs, _ = read_inputs(data, input_columns=tuple(writer_model.info["input_columns"]), modality="text")
-        with console_progress() as progress:
-            answers = writer_model.answer(inputs, context=Context(progress=progress))
-        predictions: list[dict[str, Any]] = [{"answer": answer} for answer in answers]
-    else:
-        loaded = load_bundle(bundle, threads=threads)
-        columns = tuple(loaded.info["input_columns"])
-        inputs, _ = read_inputs(data, input_columns=columns, modality=loaded.info["modality"])
-        predictions = loaded.predict(inputs)
-    stream = open(output, "w", newline="", encoding="utf-8") if output else sys.stdout
-    try:
-        shown = [name for name in predictions[0] if name != "probabilities"] if predictions else []
-        writer = csv.DictWriter(stream, ["row", *shown], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({"row": row, **prediction} for row, prediction in enumerate(predictions))
-    finally:
-        if output:
-            stream.close()
-            typer.echo(f"{len(predictions)} predictions in {output}", err=True)
-
-
+app.command("predict")(predict_command)
 app.command("serve")(serve_command)
 
 

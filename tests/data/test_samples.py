@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from ontarget.data import packages, samples
+from ontarget.data.debian_descriptions import described, translations
 from ontarget.data.sample_files import replacing, stored_arrays, stored_table
 from ontarget.errors import DataError, SettingError
 
@@ -134,11 +135,11 @@ def test_debian_descriptions_are_joined_by_digest():
         "Package: z\nDescription-md5: 9\nDescription-de: unbekannt\n"
     )
     more = "Package: b\nDescription-md5: 2\nDescription-de: Bibliothek\n"
-    assert samples._described(listed, [german, more], "de") == {
+    assert described(listed, [german, more], "de") == {
         "1": ("Ein Spiel: schön\nZeile zwei\n\nAbsatz", "games"),
         "2": ("Bibliothek", "libs"),
     }
-    assert samples._described(listed, [german, more], "fr") == {}
+    assert described(listed, [german, more], "fr") == {}
 
 
 def test_package_sections_keep_the_largest_and_first_lines(cache):
@@ -170,13 +171,10 @@ def test_fortunes_keep_the_largest_topics_and_of_equals_the_first_by_name(cache)
     assert two["topic"].tolist() == ["a", "a", "d", "d", "d"] and two.index.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_translations_are_joined_and_no_text_is_there_twice(cache, monkeypatch):
-    told = {
-        "en": {"1": ("one", "a"), "2": ("two", "b"), "3": ("one", "a"), "4": ("four", "b"), "5": ("five", "c")},
-        "xx": {"4": ("vier", "b"), "1": ("eins", "a"), "3": ("uno", "a"), "9": ("neun", "c"), "5": ("vier", "c")},
-    }
-    monkeypatch.setattr(samples, "_fetched_descriptions", lambda folder, languages: {at: told[at] for at in languages})
-    assert samples.translated_sections("xx").to_numpy().tolist() == [["four", "vier", "b"], ["one", "eins", "a"]]
+def test_translations_are_joined_and_no_text_is_there_twice():
+    english = {"1": ("one", "a"), "2": ("two", "b"), "3": ("one", "a"), "4": ("four", "b"), "5": ("five", "c")}
+    other = {"4": ("vier", "b"), "1": ("eins", "a"), "3": ("uno", "a"), "9": ("neun", "c"), "5": ("vier", "c")}
+    assert translations(english, other) == [("four", "vier", "b"), ("one", "eins", "a")]
     with pytest.raises(SettingError, match="language"):
         samples.translated_sections("../x")
 

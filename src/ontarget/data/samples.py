@@ -16,13 +16,13 @@ import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from ontarget.data import packages
+from ontarget.data.debian_descriptions import fetched_descriptions, translations
 from ontarget.data.sample_files import Arrays, replacing, stored_arrays, stored_table
 from ontarget.errors import DataError, SettingError, nearest
 from ontarget.values import Array
@@ -184,7 +184,7 @@ def package_sections(
     def build(folder: Path) -> pd.DataFrame:
         import pandas as pd
 
-        found = _fetched_descriptions(folder, [language])[language]
+        found = fetched_descriptions(folder, [language])[language]
         return pd.DataFrame(list(found.values()), columns=["text", "section"])
 
     table = stored_table(f"package-sections-{language}", build)
@@ -209,13 +209,12 @@ def translated_sections(language: str) -> pd.DataFrame:
     def build(folder: Path) -> pd.DataFrame:
         import pandas as pd
 
-        found = _fetched_descriptions(folder, ["en", language])
-        rows = [(found["en"][digest][0], translation, section)
-                for digest, (translation, section) in found[language].items() if digest in found["en"]]  # fmt: skip
-        return pd.DataFrame(rows, columns=["text", "translation", "section"])
+        found = fetched_descriptions(folder, ["en", language])
+        return pd.DataFrame(
+            translations(found["en"], found[language]), columns=["text", "translation", "section"]
+        )  # fmt: skip
 
-    table = stored_table(f"translated-sections-{language}", build)
-    return table.drop_duplicates("text").drop_duplicates("translation", ignore_index=True)
+    return stored_table(f"translated-sections-{language}", build)
 
 
 def emoji(vendor: Literal["google", "twitter"] = "google") -> tuple[Array, Array, Array]:
@@ -366,54 +365,6 @@ def _target_scores(example: dict[str, Any]) -> dict[str, float]:
 def _check_language(language: str) -> None:
     if not re.fullmatch(r"[a-z]{2,3}(_[A-Z]{2})?", language):
         raise SettingError(f"language '{language}'", allowed="a code such as en, fr, it, pt_BR", option="language")
-
-
-def _fetched_descriptions(folder: Path, languages: list[str]) -> dict[str, dict[str, tuple[str, str]]]:
-    """Language -> what `_described` gives. Raises DataError: no descriptions in a language."""
-    options = packages.debian_lists(folder, languages)
-    listed = packages.debian_output("apt-cache", options, "dumpavail")
-    paths = packages.debian_output(
-        "apt-get", options, "indextargets", "--format", "$(FILENAME)", "Created-By: Translations"
-    )
-    texts = [packages.debian_list_text(path) for path in paths.split()]
-    found = {language: _described(listed, texts, language) for language in languages}
-    for language, rows in found.items():
-        if not rows:
-            raise DataError(f"Debian has no descriptions in language '{language}'", option="language")
-    return found
-
-
-def _described(listed: str, descriptions: Iterable[str], language: str) -> dict[str, tuple[str, str]]:
-    """Digest of the English text -> (description, section), joined by it; the first of several packages counts.
-
-    listed: Debian's list of packages. descriptions: its lists of descriptions in ``language``.
-    """
-    section_of: dict[str, str] = {}
-    for fields in _stanzas(listed):
-        if "Section" in fields and "Description-md5" in fields:
-            section_of.setdefault(fields["Description-md5"], fields["Section"].rsplit("/", 1)[-1])
-    rows: dict[str, tuple[str, str]] = {}
-    for text in descriptions:
-        for fields in _stanzas(text):
-            digest, description = fields.get("Description-md5", ""), fields.get(f"Description-{language}")
-            if description and digest in section_of:
-                rows.setdefault(digest, (description, section_of[digest]))
-    return rows
-
-
-def _stanzas(text: str) -> Iterator[dict[str, str]]:
-    """Paragraphs of "Field: value" lines, continued by lines that begin with a blank; " ." is an empty line."""
-    for paragraph in text.split("\n\n"):
-        fields: dict[str, list[str]] = {}
-        name = ""
-        for line in paragraph.splitlines():
-            if line.startswith(" "):
-                fields[name].append(line[1:].removeprefix(".") if line == " ." else line[1:])
-            elif line:
-                name, _, value = line.partition(":")
-                fields[name] = [value.strip()]
-        if fields:
-            yield {name: "\n".join(lines).strip() for name, lines in fields.items()}
 
 
 def _check(given: str, known: dict[str, Any], option: str) -> None:
