@@ -83,6 +83,10 @@ def test_the_bundle_answers_and_tests_itself(run: Path, rows: Path, tmp_path: Pa
     with open(tmp_path / "out.csv", newline="") as file:
         answers = [row["answer"] for row in csv.DictReader(file)]
     assert len(answers) == 80
+    one = tmp_path / "one.csv"
+    one.write_text("asked\na say one\n")
+    again = CliRunner().invoke(app, ["predict", str(run / "bundle"), str(one), "--threads", "1"])
+    assert again.stdout.splitlines()[:2] == ["row,answer", f"0,{answers[0]}"]
     with open(run / "bundle" / "selftest.json", "a") as file:
         file.write(" ")
     broken = CliRunner().invoke(app, ["doctor", str(run / "bundle")])

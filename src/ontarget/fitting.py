@@ -44,7 +44,9 @@ class Run:
     def predict(self, inputs: Sequence[Any]) -> list[dict[str, Any]]:
         """Predictions of the bundle: label and probabilities, or value, or answer, for each input."""
         if self.report.get("kind") == "generation":
-            return [{"answer": answer} for answer in self._loaded.answer(inputs)]
+            from ontarget.data.generation_data import as_prompt
+
+            return [{"answer": answer} for answer in self._loaded.answer([as_prompt(one) for one in inputs])]
         predictions: list[dict[str, Any]] = self._loaded.predict(inputs)
         return predictions
 

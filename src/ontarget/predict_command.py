@@ -16,7 +16,7 @@ def predict(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="CSV file to write; standard output")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all cores")] = None,
 ) -> None:
-    """Predict new rows with a bundle: CSV with the prediction and its probability.
+    """Predict new rows with a bundle: CSV with the prediction and its probability, or a language model's answers.
 
     `ontarget predict runs/reviews/bundle new.csv -o predictions.csv`
     """
@@ -25,13 +25,18 @@ def predict(
     from ontarget.serve.language_bundle import is_language_bundle, load_language_bundle
 
     if is_language_bundle(bundle):
+        import torch
+
+        from ontarget.data.generation_data import as_prompt
         from ontarget.progress import console_progress
         from ontarget.values import Context
 
-        writer_model = load_language_bundle(bundle)
-        inputs, _ = read_inputs(data, input_columns=tuple(writer_model.info["input_columns"]), modality="text")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        language = load_language_bundle(bundle)
+        inputs, _ = read_inputs(data, input_columns=tuple(language.info["input_columns"]), modality="text")
         with console_progress() as progress:
-            answers = writer_model.answer(inputs, context=Context(progress=progress))
+            answers = language.answer([as_prompt(row) for row in inputs], context=Context(progress=progress))
         predictions: list[dict[str, Any]] = [{"answer": answer} for answer in answers]
     else:
         loaded = load_bundle(bundle, threads=threads)

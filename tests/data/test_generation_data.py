@@ -59,6 +59,13 @@ def test_lists_of_answers_and_given_splits(tmp_path: Path) -> None:
     assert [len(part) for part in (data.train, data.validation, data.test)] == [10, 10, 10]
 
 
+def test_two_columns_are_one_prompt() -> None:
+    table = frame().assign(context=[f"seen {at}" for at in range(60)])
+    data = load_generation(task(table, input=["context", "q"]))
+    row = int(data.train.rows[0])
+    assert data.train.prompts[0] == f"seen {row}\nwhat is {row}"
+
+
 def test_leaks_between_given_splits_are_told() -> None:
     data = load_generation(task(frame(), test=frame(12)))
     assert any("12 of 12 test rows occur among" in warning for warning in data.warnings)

@@ -51,7 +51,7 @@ def load_generation(task: Task) -> GenerationData:
         column, target = _columns(table, task, problems)
         raise_all(problems, option="task", next_step="correct the names of the columns")
         texts = inputs_of(table, column, "text", rows, start, problems)
-        prompts += [text if isinstance(text, str) else "\n".join(text) for text in texts]
+        prompts += [as_prompt(text) for text in texts]
         references += _references(table, target, task, rows, start, problems)
         stop = start + len(table.frame)
         if at:
@@ -82,6 +82,11 @@ def load_generation(task: Task) -> GenerationData:
         metric, parts["train"], parts["validation"], parts["test"], _fingerprint(parts, task), task.checker or "",
         task.instruction, task.max_new_tokens, tuple(warnings),
     )  # fmt: skip
+
+
+def as_prompt(text: str | tuple[str, str]) -> str:
+    """One text of a row's: two columns stand in lines of their own."""
+    return text if isinstance(text, str) else "\n".join(text)
 
 
 def generation_summary(data: GenerationData) -> dict[str, Any]:

@@ -120,11 +120,11 @@ class CompletionRequest(Asked):
         """Text or ids. Raises ApiError: several."""
         if isinstance(self.prompt, str):
             return self.prompt
-        if not self.prompt or isinstance(self.prompt[0], int):
-            return self.prompt  # type: ignore[return-value]
-        if len(self.prompt) != 1:
-            raise ApiError(400, f"{len(self.prompt)} prompts were sent; one a request is allowed.", param="prompt")
-        return self.prompt[0]  # type: ignore[return-value]
+        ids = [token for token in self.prompt if isinstance(token, int)]
+        several = [one for one in self.prompt if not isinstance(one, int)]
+        if len(several) > 1:
+            raise ApiError(400, f"{len(several)} prompts were sent; one a request is allowed.", param="prompt")
+        return several[0] if several else ids
 
 
 def read_request(body: bytes, kind: type[Asked]) -> Any:

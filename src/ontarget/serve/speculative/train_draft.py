@@ -114,7 +114,7 @@ def _epochs(
                 raise DataError(f"The loss of step {epoch * batches + at} is {float(loss.detach())}.",
                                 next_step="use float32, or a smaller learning rate")  # fmt: skip
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_value_(head.parameters(), 0.5)
             optimizer.step()
             schedule.step()

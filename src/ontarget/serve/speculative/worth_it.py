@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ontarget.errors import DataError
@@ -70,10 +71,9 @@ def worth_it(
     if not prompts:
         raise DataError("There are no prompts to measure on.", next_step="give a few held-out ones")
     runs: list[tuple[str, Callable[[Sequence[int]], Iterator[list[int]]]]] = [
-        ("plain", lambda ids: generate_plain(model, ids, **settings))
+        ("plain", partial(generate_plain, model, **settings)),
+        *((shape.name, partial(generate, model, head, shape=shape, **settings)) for shape in shapes),
     ]
-    for shape in shapes:
-        runs.append((shape.name, lambda ids, shape=shape: generate(model, head, ids, shape=shape, **settings)))  # type: ignore[misc]
     for _, run in runs:  # the first calls of a shape allocate and compile
         next(run(prompts[0]))
     found: dict[str, Speed] = {}
