@@ -17,7 +17,7 @@ import ast
 import statistics
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,37 @@ from record import record
 
 
 def docstring_prompts(count: int) -> list[str]:
-    """First halves of docstrings of 200 to 800 letters, in the order of the modules' names."""
+    """First halves of docstrings of 200 to 800 letters. The last tenth are of every fourth module of the standard
+    library; the others are of its other modules and of what else is installed, in the order of their paths."""
+    paths = {name: Path(path) for name, path in sysconfig.get_paths().items()}
+    library = [path for path in sorted(paths["stdlib"].rglob("*.py"))
+               if not {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts)]  # fmt: skip
+    installed = [path for path in sorted(paths["purelib"].rglob("*.py")) if not {"test", "tests"} & set(path.parts)]
+    held_out = _halves(library[::4])
+    known = set(held_out)
+    others = [text for text in _halves([path for at, path in enumerate(library) if at % 4] + installed)
+              if text not in known]  # fmt: skip
+    asked = count // 10
+    return [*_evenly(others, count - asked), *_evenly(held_out, asked)]
+
+
+def _halves(paths: Sequence[Path]) -> list[str]:
     found = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+    for path in paths:
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
+        except (OSError, SyntaxError, ValueError):
             continue
         for node in ast.walk(tree):
             text = ast.get_docstring(node) if isinstance(node, ast.ClassDef | ast.FunctionDef) else None
             if text and 200 <= len(text) <= 800:
                 found.append(text[: len(text) // 2])
-    step = max(1, len(found) // count)
-    return list(dict.fromkeys(found[::step]))[:count]
+    return list(dict.fromkeys(found))
+
+
+def _evenly(texts: list[str], count: int) -> list[str]:
+    step = max(1, len(texts) // max(1, count))
+    return texts[::step][:count]
 
 
 def main() -> None:

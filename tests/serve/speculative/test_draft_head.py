@@ -18,6 +18,7 @@ from ontarget.serve.speculative.draft_head import (
     new_draft_head,
     save_draft_head,
 )
+from ontarget.serve.speculative.make_draft import frequent_tokens
 
 
 def of(model, kind, **settings):
@@ -107,6 +108,23 @@ def test_saved_head_is_the_same_and_holds_none_of_the_target(tiny_llama, tmp_pat
     features, tokens = torch.randn(1, 4, 32), torch.tensor([[1, 2, 3, 4]])
     assert torch.equal(again(features, tokens)[1], head(features, tokens)[1])
     assert load_draft_head(tmp_path, model.bfloat16()).query.weight.dtype == torch.bfloat16
+
+
+def test_drafted_tokens_are_saved_and_scored_as_by_the_lm_head(tiny_llama, tmp_path) -> None:
+    model = tiny_llama()
+    head = new_draft_head(model)
+    head.restrict([2, 5, 30])
+    save_draft_head(head, model, tmp_path)
+    loaded = load_draft_head(tmp_path, model)
+    assert loaded.drafted_tokens is not None and loaded.drafted_tokens.tolist() == [2, 5, 30]
+    read = torch.randn(1, 4, 32)
+    torch.testing.assert_close(loaded.draft_scores(read), loaded.logits(read)[..., [2, 5, 30]], rtol=1e-5, atol=1e-5)
+    loaded.restrict(None)
+    assert loaded.draft_scores(read).shape == (1, 4, 40)
+
+
+def test_frequent_tokens() -> None:
+    assert frequent_tokens([[5, 5, 9], [9, 9, 7]], 10, 4) == [0, 5, 7, 9]
 
 
 def test_head_of_another_target_is_refused_by_name(tiny_llama, tmp_path) -> None:

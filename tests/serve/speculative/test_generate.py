@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from ontarget.errors import DataError
+from ontarget.serve.packed_linear import packed_linears
 from ontarget.serve.speculative.draft_head import KINDS, new_draft_head
 from ontarget.serve.speculative.draft_tree import TreeShape, chain
 from ontarget.serve.speculative.generate import generate, generate_plain
@@ -71,6 +72,18 @@ def test_a_head_that_knows_the_text_saves_passes(tiny_llama) -> None:
         assert flat(generate(model, head, [3, 1], max_new_tokens=count)) == said[:count]
 
 
+@pytest.mark.parametrize("shape", [chain(3), TreeShape(3, 3, 8)], ids=["chain", "tree"])
+def test_drafts_from_some_tokens_and_packed_layers_change_nothing_said(tiny_llama, shape) -> None:
+    model = tiny_llama(1)
+    head = new_draft_head(model, "fspad", seed=1).requires_grad_(False)
+    head.restrict([0, 3, 4, 7, 11, 21, 39])
+    wanted = plain(model, [3, 1, 2], 24)
+    assert flat(generate(model, head, [3, 1, 2], max_new_tokens=24, shape=shape)) == wanted
+    head.pack()
+    with packed_linears(model):
+        assert flat(generate(model, head, [3, 1, 2], max_new_tokens=24, shape=shape)) == wanted
+
+
 def test_cache_after_roll_back_is_that_of_plain_text(tiny_llama) -> None:
     model = tiny_llama()
     tree, straight = Target(model), Target(model)
@@ -88,11 +101,13 @@ def test_cache_after_roll_back_is_that_of_plain_text(tiny_llama) -> None:
         torch.testing.assert_close(tree.read([11]), straight.read([11]), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [None, [0, 1, 3]], ids=["all", "some"])
 @pytest.mark.parametrize("shape", [chain(2), TreeShape(3, 2, 6)], ids=["chain", "tree"])
-def test_sampled_tokens_have_the_models_law(tiny_llama, shape) -> None:
+def test_sampled_tokens_have_the_models_law(tiny_llama, shape, tokens) -> None:
     """The first three tokens over many seeds against the model's own probabilities of all triples."""
     model = tiny_llama(1, vocab_size=5, initializer_range=0.2)
     head = new_draft_head(model, "fspad", seed=1).requires_grad_(False)
+    head.restrict(tokens)
     ids, temperature, top_p, draws = [1, 2, 3], 0.9, 0.95, 1500
     wanted = np.zeros((5, 5, 5))
     with torch.inference_mode():

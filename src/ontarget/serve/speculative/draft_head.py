@@ -10,13 +10,17 @@ arXiv 2408.15562, no official code. With f_i the model's last hidden state (what
     fhat_{i+1} = A z_i, logits of x_{i+2} = LM head(A z_i + B z_i), B from 0 kinds "partial", "fspad"
 
 Both FSPAD parts are reconstructed from the abstract: what they are called is the paper's, how they are built is a
-choice. Left out: heads of several layers, quantised heads. Checked in tests/serve/speculative/test_draft_head.py.
+choice. Drafts may come from the tokens alone that are frequent where the model is used, as in FR-Spec (Zhao et al.,
+2025, arXiv 2502.14856): on a CPU the LM head over all tokens costs more than the rest of the draft head. What is
+checked, and so what is said, is not touched by that. Left out: heads of several layers, quantised heads. Checked in
+tests/serve/speculative/test_draft_head.py.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,7 @@ from ontarget.errors import DataError, SettingError, nearest
 
 KINDS = ("eagle", "sampling", "partial", "fspad")
 WEIGHTS, CONFIG = "draft_head.safetensors", "draft_head.json"
+VOCABULARY = "draft_vocabulary"
 FORMAT_VERSION = 1
 
 KeysValues = tuple[Tensor, Tensor]
@@ -55,7 +60,11 @@ class DraftHead(nn.Module):
         self.settings = {"kind": kind, "hidden": hidden, "heads": heads, "key_heads": key_heads, "inner": inner,
                          "rope_theta": rope_theta, "fuse_width": fuse_width}  # fmt: skip
         self.kind, self.heads, self.key_heads, self.width = kind, heads, key_heads, hidden // heads
-        self._shared = (embedding, lm_head)  # in a tuple: neither parameters of this module nor saved with it
+        self._shared: tuple[Any, Any] = (
+            embedding,
+            lm_head,
+        )  # in a tuple: neither parameters of this module nor saved with it
+        self._drafted: tuple[Tensor, nn.Module] | None = None  # token ids, and their rows of the LM head
         if kind in ("sampling", "fspad"):
             middle = fuse_width or 2 * hidden
             self.gate, self.up = nn.Linear(hidden, middle, bias=False), nn.Linear(hidden, middle, bias=False)
@@ -87,7 +96,7 @@ class DraftHead(nn.Module):
         features: f_i (B, T, d). tokens: x_{i+1} (B, T) int. positions: i, (T,) int; behind the past by default. mask:
         bool (T, S), True where input t sees input s of past and these; causal by default.
         """
-        embedding = self._shared[0](tokens).to(self.query.weight.dtype)
+        embedding = self._shared[0](tokens).to(self.norm.weight.dtype)
         features = features.to(embedding.dtype)
         if self.kind in ("sampling", "fspad"):
             given = self.down(F.silu(self.gate(embedding)) * self.up(features))
@@ -120,8 +129,48 @@ class DraftHead(nn.Module):
     def logits(self, read: Tensor) -> Tensor:
         """Scores of the next token by the target's LM head, float32 (..., V)."""
         head: Any = self._shared[1]
-        found: Tensor = head(read.to(head.weight.dtype)).float()
+        found: Tensor = head(read.to(self._shared[0].weight.dtype)).float()
         return found
+
+    def restrict(self, tokens: Sequence[int] | None) -> None:
+        """Draft from ``tokens`` alone from now on, different ids of the target; None: from all of them."""
+        if tokens is None:
+            self._drafted = None
+            return
+        head: Any = self._shared[1]
+        ids = torch.tensor(list(tokens), dtype=torch.long, device=head.weight.device)
+        with torch.no_grad():
+            rows = nn.Linear(head.weight.shape[1], len(ids), bias=getattr(head, "bias", None) is not None,
+                             device="meta", dtype=head.weight.dtype)  # fmt: skip
+            rows.weight = nn.Parameter(head.weight[ids].detach().clone(), requires_grad=False)
+            if rows.bias is not None:
+                rows.bias = nn.Parameter(head.bias[ids].detach().clone(), requires_grad=False)
+        self._drafted = (ids, rows)
+
+    @property
+    def vocabulary(self) -> int:
+        """V, tokens of the target."""
+        return int(self._shared[0].weight.shape[0])
+
+    @property
+    def drafted_tokens(self) -> Tensor | None:
+        """int (K,), the tokens that drafts are made of; None: all."""
+        return None if self._drafted is None else self._drafted[0]
+
+    def draft_scores(self, read: Tensor) -> Tensor:
+        """As `logits`, of the tokens that drafts are made of: (..., K) in the order of `drafted_tokens`."""
+        if self._drafted is None:
+            return self.logits(read)
+        found: Tensor = self._drafted[1](read.to(self._shared[0].weight.dtype)).float()
+        return found
+
+    def pack(self) -> None:
+        """Lay the layers out for drafting on a CPU (`pack_linears`): it cannot be trained or saved any more."""
+        from ontarget.serve.packed_linear import PackedLinear, can_pack, pack_linears
+
+        pack_linears(self)
+        if self._drafted is not None and isinstance(self._drafted[1], nn.Linear) and can_pack(self._drafted[1]):
+            self._drafted = (self._drafted[0], PackedLinear(self._drafted[1]))
 
     def _split(self, wide: Tensor, heads: int) -> Tensor:
         return wide.view(*wide.shape[:-1], heads, self.width).transpose(1, 2)
@@ -172,8 +221,10 @@ def save_draft_head(head: DraftHead, model: Any, folder: Path, **told: Any) -> N
 
     config = {"format": FORMAT_VERSION, "target": _name(model), "fingerprint": target_fingerprint(model),
               "settings": head.settings, **told}  # fmt: skip
-    write_atomic(folder / WEIGHTS, save({name: one.detach().cpu().contiguous()
-                                         for name, one in head.state_dict().items()}))  # fmt: skip
+    weights = {name: one.detach().cpu().contiguous() for name, one in head.state_dict().items()}
+    if head.drafted_tokens is not None:
+        weights[VOCABULARY] = head.drafted_tokens.to("cpu", torch.int32)
+    write_atomic(folder / WEIGHTS, save(weights))
     write_atomic(folder / CONFIG, to_json(config))
 
 
@@ -202,7 +253,11 @@ def load_draft_head(folder: Path, model: Any) -> DraftHead:
         )
     try:
         head = DraftHead(embedding=model.get_input_embeddings(), lm_head=model.get_output_embeddings(), **settings)
-        head.load_state_dict(load_file(folder / WEIGHTS))
+        weights = load_file(folder / WEIGHTS)
+        vocabulary = weights.pop(VOCABULARY, None)
+        head.load_state_dict(weights)
+        if vocabulary is not None:
+            head.restrict(vocabulary.tolist())
     except Exception as error:  # safetensors and torch raise many kinds for damaged files
         raise DataError(f"{folder / WEIGHTS} cannot be read ({type(error).__name__}: {error}).",
                         next_step="copy the file again, or train the head again") from error  # fmt: skip

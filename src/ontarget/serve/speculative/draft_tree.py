@@ -99,14 +99,19 @@ def _chain(
     generator: torch.Generator | None,
 ) -> DraftTree:  # fmt: skip
     tokens, laws = [], []
+    ids = head.drafted_tokens
     for level in range(shape.depth):
-        scores = head.logits(read)[0, 0]
+        scores = head.draft_scores(read)[0, 0]
         if temperature > 0:
             assert generator is not None
-            laws.append(token_law(scores, temperature, top_p))
-            tokens.append(draw(laws[-1], generator))
+            law = token_law(scores, temperature, top_p)
+            if ids is not None:  # the other tokens are never drafted
+                law = law.new_zeros(head.vocabulary).index_copy_(0, ids, law)
+            laws.append(law)
+            tokens.append(draw(law, generator))
         else:
-            tokens.append(int(scores.argmax()))
+            best = scores.argmax()
+            tokens.append(int(best if ids is None else ids[best]))
         if level + 1 < shape.depth:
             guess, read, past = head(guess, torch.tensor([tokens[-1:]], device=guess.device), past=past)
     return DraftTree(tuple(tokens), tuple(range(-1, len(tokens) - 1)), torch.stack(laws) if laws else None)
@@ -115,7 +120,7 @@ def _chain(
 def _tree(
     head: DraftHead, guess: Tensor, read: Tensor, past: KeysValues, shape: TreeShape, temperature: float, top_p: float
 ) -> DraftTree:
-    device, before = guess.device, past[0].shape[2]
+    device, before, ids = guess.device, past[0].shape[2], head.drafted_tokens
     tokens: list[int] = []
     parents: list[int] = []
     values: list[float] = []
@@ -123,13 +128,15 @@ def _tree(
     slots: dict[int, list[int]] = {-1: []}  # entries of the head's cache behind `before` that a node sees
     filled = 0
     for depth in range(shape.depth):
-        scores = head.logits(read)[0]
+        scores = head.draft_scores(read)[0]
         law = token_law(scores, temperature, top_p) if temperature > 0 else scores.softmax(-1)
         found = law.topk(min(shape.top_k, law.shape[-1]))
+        best = found.indices if ids is None else ids[found.indices]
+        chances, drafted = found.values.tolist(), best.tolist()
         born: list[int] = []
         for row, node in enumerate(level):
             value = values[node] if node >= 0 else 1.0
-            for chance, token in zip(found.values[row].tolist(), found.indices[row].tolist(), strict=True):
+            for chance, token in zip(chances[row], drafted[row], strict=True):
                 if chance > 0:
                     born.append(len(tokens))
                     tokens.append(token)
