@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ontarget.errors import DataError, RunError
-from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation
+from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation, Generator
 from ontarget.serve.language_model.choose_forward import attends_to_all, choose_forward, error_of
 from ontarget.serve.language_model.forward import BatchedForward, Forward, SteppedForward
 from ontarget.serve.language_model.sampling import Sampling
@@ -143,26 +143,34 @@ def test_numbers_that_are_not_finite_end_one_request_and_spare_the_next(model: A
     assert after.ids == alone_without_end(model, after.prompt, 8)
 
 
-def test_a_generator_makes_the_text_of_one_alone_until_another_joins(model: Any) -> None:
-    started = []
+def two_at_once(model: Any, started: list[tuple[int, int]]) -> Generator:
+    """Notes how many ids a request had when it began to run alone."""
 
-    def two_at_once(ids: list[int], sampling: Sampling) -> Iterator[list[int]]:
-        started.append(len(ids))
-        ids = list(ids)
+    def alone(one: Generation) -> Iterator[list[int]]:
+        started.append((len(one.prompt), len(one.ids)))
+        ids = [*one.prompt, *one.ids]
         while True:
+            yield []
             new = alone_without_end(model, ids, 2)
             ids += new
             yield new
 
-    decoder = BatchDecoder(BatchedForward(model, 2), slots=2, end_ids=(), alone=two_at_once)
-    first, second = Generation(prompt(5, 3), GREEDY, 11), Generation(prompt(8, 4), GREEDY, 7)
+    return alone
+
+
+@pytest.mark.parametrize("way", [BatchedForward, SteppedForward])
+def test_a_generator_makes_the_text_of_one_alone_until_another_joins(model: Any, way: type[Any]) -> None:
+    started: list[tuple[int, int]] = []
+    decoder = BatchDecoder(way(model, 2), slots=2, end_ids=(), alone=two_at_once(model, started))
+    first, second = Generation(prompt(5, 3), GREEDY, 41), Generation(prompt(8, 4), GREEDY, 7)
     decoder.join(first)
+    assert decoder.step() == []
     assert [len(ids) for _, ids in decoder.step()] == [2]
-    decoder.step()
     decoder.join(second)
     drained(decoder)
-    assert started == [5]
-    assert first.ids == alone_without_end(model, first.prompt, 11)
+    # The second one's text is read when the first one's is; both then say a token in each step.
+    assert started == [(5, 0), (5, 2 + 1 + second.max_new)]
+    assert first.ids == alone_without_end(model, first.prompt, 41)
     assert second.ids == alone_without_end(model, second.prompt, 7)
     third = Generation(prompt(4, 5), GREEDY, 3)  # an odd number: what is over is cut off
     decoder.join(third)
@@ -170,20 +178,56 @@ def test_a_generator_makes_the_text_of_one_alone_until_another_joins(model: Any)
     assert third.ids == alone_without_end(model, third.prompt, 3)
 
 
-def test_a_generator_that_fails_or_ends_early_ends_its_request_alone(model: Any) -> None:
-    def short(ids: list[int], sampling: Sampling) -> Iterator[list[int]]:
-        yield [3]
-        if ids[0] == 4:
+def test_a_text_that_soon_ends_is_not_read_anew(model: Any) -> None:
+    started: list[tuple[int, int]] = []
+    decoder = BatchDecoder(BatchedForward(model, 2), slots=2, end_ids=(), alone=two_at_once(model, started))
+    long, short = Generation(prompt(30, 3), GREEDY, 20), Generation(prompt(3, 4), GREEDY, 4)
+    decoder.join(long)
+    decoder.join(short)
+    drained(decoder)
+    assert started == []
+    assert long.ids == alone_without_end(model, long.prompt, 20)
+
+
+def test_one_that_runs_alone_may_leave_and_come_back_to_the_shared_steps(model: Any) -> None:
+    """Leaving in a prompt that is half read, alone and beside another whose prompt is half read."""
+    started: list[tuple[int, int]] = []
+    decoder = BatchDecoder(BatchedForward(model, 2), slots=2, end_ids=(), piece=4, alone=two_at_once(model, started))
+    one, two = Generation(prompt(9, 3), GREEDY, 30), Generation(prompt(10, 4), GREEDY, 30)
+    decoder.join(one)
+    decoder.step()
+    decoder.leave(one)
+    assert decoder.running == []
+    again = Generation(prompt(9, 3), GREEDY, 30)
+    decoder.join(again)
+    decoder.join(two)
+    decoder.step()
+    decoder.leave(again)
+    drained(decoder)
+    assert started == [(9, 0), (10, 0)]
+    assert two.ids == alone_without_end(model, two.prompt, 30)
+
+
+def test_a_generator_that_fails_ends_early_or_is_not_for_a_request_leaves_it_to_the_shared_steps(model: Any) -> None:
+    asked = []
+
+    def short(one: Generation) -> Iterator[list[int]] | None:
+        asked.append(one.prompt)
+        return None if one.prompt == [6] else ending(one)
+
+    def ending(one: Generation) -> Iterator[list[int]]:
+        yield alone_without_end(model, one.prompt, 1)
+        if one.prompt == [4]:
             raise ValueError("draft model lost")
 
-    for first in (4, 5):
-        decoder = BatchDecoder(BatchedForward(model, 2), slots=2, end_ids=(), alone=short)
+    decoder = BatchDecoder(BatchedForward(model, 2), slots=2, end_ids=(), alone=short)
+    for first in (4, 5, 6):
         one = Generation([first], GREEDY, 5)
         decoder.join(one)
         drained(decoder)
-        assert one.error is not None
-        assert one.ids == [3]
-        assert decoder.running == []
+        assert one.error is None
+        assert one.ids == alone_without_end(model, [first], 5)
+    assert asked == [[4], [5], [6]]
 
 
 def small(kind: str) -> Any:

@@ -6,6 +6,7 @@ prompt. One thread calls all of it. Not done: sharing the cache of equal prompts
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,8 +18,9 @@ from ontarget.errors import RunError, SettingError
 from ontarget.serve.language_model.forward import Forward
 from ontarget.serve.language_model.sampling import Sampling, choose, draws
 
-# Prompt and new ids so far, sampling -> lists of new ids, without end: a speculative generator, for example.
-Generator = Callable[[list[int], Sampling], Iterator[list[int]]]
+# Lists of ids behind those that a request has, to its end: a speculative generator, for example. A list may be empty.
+# None: the request takes the shared steps.
+Generator = Callable[["Generation"], Iterator[list[int]] | None]
 
 
 @dataclass(eq=False)
@@ -43,13 +45,15 @@ class Generation:
             )
         self.random = draws(self.sampling.seed)
         self.cached = 0  # tokens of prompt and ids in the cache
+        self.shared = False  # takes the shared steps to its end
 
 
 class BatchDecoder:
     """Up to ``slots`` generations on one model.
 
     end_ids: tokens after which a text ends. piece: tokens of a prompt taken in one step, so that a long prompt does
-    not hold up the others. alone: makes the tokens of a request that came when nothing else ran, until another joins.
+    not hold up the others. alone: makes the tokens of a request while it is the only one; when another joins, it goes
+    on in the shared steps, and goes back when it is the only one again and its text is soon read anew.
     """
 
     def __init__(
@@ -78,9 +82,6 @@ class BatchDecoder:
         """Raises RunError without a free slot."""
         if len(self.running) >= self.slots:
             raise RunError(f"All {self.slots} slots are taken.", next_step="wait")
-        if self._alone is not None and not self.running:
-            self._single = generation, self._alone([*generation.prompt, *generation.ids], generation.sampling)
-            return
         if self._single is not None:
             self._filling.append(self._single[0])  # it goes on in the batch: its text is read again
             self._single = None
@@ -118,6 +119,7 @@ class BatchDecoder:
     @torch.inference_mode()
     def step(self) -> list[tuple[Generation, list[int]]]:
         """New ids of every generation that got some or ended; those that ended have left."""
+        self._go_alone()
         if self._single is not None:
             return self._step_single(*self._single)
         came: list[tuple[Generation, list[int]]] = []
@@ -160,16 +162,33 @@ class BatchDecoder:
             came.append((one, self._add(one, [token])))
         return came
 
+    def _go_alone(self) -> None:
+        """The only request goes over to the generator of its own."""
+        if self._alone is None or self._single is not None or len(self.running) != 1:
+            return
+        [one] = self.running
+        # Its text is read anew, which must not cost more than it brings: as much may follow as was read (choice).
+        if one.shared or one.max_new - len(one.ids) < one.cached:
+            return
+        source = self._alone(one)
+        if source is None:
+            one.shared = True
+            return
+        self.leave(one)
+        self._single = one, source
+
     def _step_single(self, one: Generation, source: Iterator[list[int]]) -> list[tuple[Generation, list[int]]]:
         try:
             new = next(source, None)
-        except Exception as error:  # a plugged-in generator fails in its own ways
-            one.error, new = error, []
-        if new is None:
-            one.error, new = RunError("The generator ended before the text did."), []
-        if one.error is not None:
-            self.leave(one)
-        return [(one, self._add(one, new))]
+            if new is None:
+                raise RunError("The generator ended before the text did.")
+        except Exception as error:  # a plugged-in generator fails in its own ways; what it gave so far stands
+            logging.getLogger("ontarget.serve").warning("A request goes on in the shared steps", exc_info=error)
+            self._single, one.shared = None, True
+            self._filling.append(one)
+            return []
+        taken = self._add(one, new)
+        return [(one, taken)] if taken else []
 
     def _add(self, one: Generation, new: list[int]) -> list[int]:
         """Those of ``new`` that belong to the text; the generation leaves at its end."""

@@ -141,7 +141,7 @@ class DecodingThread:
             ticket = self._waiting.popleft()
             try:
                 self._decoder.join(ticket.generation)
-            except Exception as error:  # of a plugged-in generator
+            except Exception as error:  # it is this request's alone
                 self._fail(ticket, error)
                 continue
             self._running[ticket.generation] = ticket
