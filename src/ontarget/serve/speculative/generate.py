@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ontarget.errors import DataError, SettingError
+from ontarget.errors import DataError, RunError, SettingError
 from ontarget.serve.speculative.draft_head import DraftHead, KeysValues
 from ontarget.serve.speculative.draft_tree import TreeShape, draft_tree
 from ontarget.serve.speculative.target import Target
@@ -25,15 +26,21 @@ from ontarget.serve.token_law import check_sampling, draw, token_law
 def generate(
     model: Any, head: DraftHead, ids: Sequence[int], *, max_new_tokens: int = 256, temperature: float = 0.0,
     top_p: float = 1.0, stop_ids: Sequence[int] = (), seed: int = 0, shape: TreeShape = TreeShape(),
+    piece: int | None = None,
 ) -> Iterator[list[int]]:  # fmt: skip
     """New tokens behind ``ids``, one list for each pass of the model; ends behind the first of ``stop_ids``.
 
-    The first list, one token, is of the pass over the prompt. Raises SettingError; DataError: an empty prompt, or one
-    that leaves no room for ``max_new_tokens`` in the model's window.
+    The first list, one token, is of the pass over the prompt. piece: tokens of the prompt that a pass reads at most;
+    each such pass but the last brings an empty list. Raises SettingError; DataError: an empty prompt, or one that
+    leaves no room for ``max_new_tokens`` in the model's window; RunError: scores that are no numbers.
     """
     check_prompt(model, ids, max_new_tokens)
     check_sampling(temperature, top_p)
     round_ = _Rounds(model, head, temperature, top_p, seed)
+    step = piece or len(ids)
+    for at in range(0, len(ids) - step, step):
+        round_.read(ids[at : at + step])
+        yield []
     new = round_.begin(ids)
     left = max_new_tokens
     while True:
@@ -90,6 +97,15 @@ def _plain_step(target: Target, given: list[int], temperature: float, top_p: flo
     return int(scores.argmax()) if temperature == 0 else draw(token_law(scores, temperature, top_p), generator)
 
 
+def _best(scores: Tensor) -> list[int]:
+    """The best token of each row (R, V). Raises RunError."""
+    found = scores.max(-1)
+    if not bool(found.values.isfinite().all()):
+        raise RunError("The model's scores are not finite.", next_step="load it in float32")
+    best: list[int] = found.indices.tolist()
+    return best
+
+
 class _Rounds:
     """Target and head, each with its cache, and what the head has not read yet."""
 
@@ -97,13 +113,22 @@ class _Rounds:
         self.target, self.head, self.temperature, self.top_p = Target(model), head, temperature, top_p
         self.generator = torch.Generator().manual_seed(seed)
         self.past: KeysValues | None = None
+        self.prompt: list[Tensor] = []  # states of its pieces
+
+    @torch.inference_mode()
+    def read(self, piece: Sequence[int]) -> None:
+        """Of the prompt."""
+        self.prompt.append(self.target.read(piece))
 
     @torch.inference_mode()
     def begin(self, ids: Sequence[int]) -> list[int]:
-        states = self.target.read(ids)
+        """The token behind the prompt ``ids``, of which `read` may have had a part."""
+        self.read(ids[self.target.length :])
+        states = torch.cat(self.prompt, 1)
+        self.prompt.clear()
         scores = self.target.logits(states[:, -1])[0]
         if self.temperature == 0:
-            self.root = int(scores.argmax())
+            [self.root] = _best(scores[None])
         else:
             self.root = draw(token_law(scores, self.temperature, self.top_p), self.generator)
         # The head pairs each state with the token behind it.
@@ -124,7 +149,7 @@ class _Rounds:
         states = self.target.read([self.root, *tree.tokens], depths=tree.depths(), sees=tree.sees())
         scores = self.target.logits(states)[0]
         if self.temperature == 0:
-            path, self.root = greedy_path(tree, scores.argmax(-1).tolist())
+            path, self.root = greedy_path(tree, _best(scores))
         else:
             laws = token_law(scores, self.temperature, self.top_p).cpu()
             path, self.root = sampled_path(tree, laws, self.generator)

@@ -74,6 +74,7 @@ def make_draft(
     parameters = sum(one.numel() for one in trained.head.parameters())
     save_draft_head(
         trained.head, source.model, folder, trained_on=first, losses=trained.losses, verdict=verdict.text,
+        held_out=ids[first : first + MEASURED],  # for a server that measures again where it runs
         shape=asdict(verdict.shape) if verdict.shape else None,
         speed={name: asdict(speed) for name, speed in {"plain": verdict.plain, **verdict.drafted}.items()},
     )  # fmt: skip
