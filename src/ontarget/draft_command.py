@@ -33,8 +33,9 @@ def draft(
     `ontarget draft my-model/ questions.jsonl --column question --max-new-tokens 200 -o head/`
 
     The model replies to the prompts itself (kept in the folder: a killed run goes on), the head learns from the
-    replies, and the last tenth of the prompts is held out to measure speed. MODEL is not changed. In Python:
-    `load_draft_head(folder, model)` and `generate(model, head, ids)` of `ontarget.serve.speculative`.
+    replies, and the last tenth of the prompts is held out to measure speed. MODEL is not changed. Use it:
+    `ontarget serve MODEL --draft head/`, or in Python `load_draft_head(folder, model)` and `generate(model, head, ids)`
+    of `ontarget.serve.speculative`.
     """
     from ontarget.data.stream_texts import stream_texts
     from ontarget.errors import SettingError, nearest

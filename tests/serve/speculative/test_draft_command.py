@@ -57,6 +57,7 @@ def test_head_is_made_measured_and_used(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "head").iterdir()) == [CONFIG, WEIGHTS, REPLIES]
     stored = json.loads((folder / "head" / CONFIG).read_text())
     assert stored["trained_on"] == 18 and stored["speed"]["plain"]["tokens_per_pass"] == 1
+    assert [len(ids) for ids in stored["held_out"]] == [4, 4]
     model = AutoModelForCausalLM.from_pretrained("model")
     head = load_draft_head(folder / "head", model)
     tokens = [token for new in generate(model, head, [1, 2], max_new_tokens=30) for token in new]

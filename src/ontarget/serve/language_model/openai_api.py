@@ -19,9 +19,10 @@ from typing import Any
 
 from ontarget.errors import SettingError, require_extra
 from ontarget.pool.language_models import LanguageModel
-from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation, Generator
+from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation
 from ontarget.serve.language_model.choose_forward import choose_forward
 from ontarget.serve.language_model.decoding_thread import Closed, DecodingThread, Piece, QueueFull, Ticket
+from ontarget.serve.language_model.draft_decoding import DraftDecoding
 from ontarget.serve.language_model.event_stream import EventStream, unless_gone
 from ontarget.serve.language_model.openai_requests import (
     DEFAULT_COMPLETION_TOKENS,
@@ -87,9 +88,10 @@ TEXT = Form(
 )  # fmt: skip
 
 
-def make_thread(model: LanguageModel, limits: LanguageLimits, *, alone: Generator | None = None) -> DecodingThread:
+def make_thread(model: LanguageModel, limits: LanguageLimits, *, draft: DraftDecoding | None = None) -> DecodingThread:
     """The running decoder of a model. Raises DataError: it cannot be decoded step by step."""
     forward = choose_forward(model.model, limits.slots)
+    alone = None if draft is None else draft.alone
     decoder = BatchDecoder(forward, slots=limits.slots, end_ids=model.stop_ids, alone=alone)
     own = copy.deepcopy(model.tokenizer)  # tokenizers refuse to be used from two threads at once
     decode = partial(own.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -98,9 +100,10 @@ def make_thread(model: LanguageModel, limits: LanguageLimits, *, alone: Generato
 
 def make_app(
     model: LanguageModel, thread: DecodingThread, limits: LanguageLimits = LanguageLimits(), *,
-    api_key: str | None = None, start: ChatStart = ChatStart(),
+    api_key: str | None = None, start: ChatStart = ChatStart(), draft: DraftDecoding | None = None,
 ) -> Any:  # fmt: skip
-    """The FastAPI application. It closes ``thread`` when it is shut down. start: of a fitted model's chats."""
+    """The FastAPI application. It closes ``thread`` when it is shut down. start: of a fitted model's chats. draft: that
+    of ``thread``, for /health."""
     require_extra("fastapi", "serve", "Serving a language model")
     from fastapi import FastAPI, Request
     from fastapi.responses import JSONResponse
@@ -153,7 +156,8 @@ def make_app(
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "model": model.name, "window": model.window, "requests": thread.counts()}
+        known = {"status": "ok", "model": model.name, "window": model.window, "requests": thread.counts()}
+        return known if draft is None else {**known, "draft": draft.status()}
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Any:
