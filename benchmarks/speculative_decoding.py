@@ -5,9 +5,10 @@
 
 Prompts: first halves of docstrings of Python's standard library, the last tenth of them held out (or --prompts FILE).
 The head is trained on the model's own greedy replies to the others. All ways answer the same held-out prompts one at a
-time, greedily, in turns, and each round begins with another way; medians over rounds. "ours" is the shape that the
-automatic choice takes (measured on other held-out prompts), "plain ours" is what it falls back to. Whether the tokens
-equal those of plain transformers is recorded for every way. Target: ours at least as fast as each of transformers'.
+time, greedily, in turns, and each round begins with another way; medians over rounds. Transformers' ways have the model
+as it is loaded, ours the layout of `pack_linears`. "ours" is the shape that the automatic choice takes (measured on
+other held-out prompts), "plain ours" is what it falls back to. Whether the tokens equal those of plain transformers is
+recorded for every way. Target: ours at least 1.3 times as fast as plain transformers, and as each of its other ways.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from ontarget.data.stream_texts import stream_texts
 from ontarget.pool.language_models import DEFAULT, load_language_model
 from ontarget.progress import console_progress
+from ontarget.serve.packed_linear import pack_linears
 from ontarget.serve.speculative.draft_head import CONFIG, load_draft_head
 from ontarget.serve.speculative.generate import generate, generate_plain
 from ontarget.serve.speculative.make_draft import make_draft
@@ -97,7 +99,10 @@ def main() -> None:
         if not (folder / CONFIG).exists():
             make_draft(source, prompts, folder, max_new_tokens=given.max_new_tokens, epochs=given.epochs,
                        learning_rate=given.learning_rate, context=context)  # fmt: skip
-        model, head = source.model, load_draft_head(folder, source.model)
+        model = load_language_model(given.model, dtype=given.dtype, device=given.device).model
+        head = load_draft_head(folder, model)
+        pack_linears(model)
+        head.pack()
         held_out = [source.prompt_ids(text) for text in prompts[len(prompts) - max(1, len(prompts) // 10) :]]
         asked, others = held_out[: given.held_out], held_out[given.held_out :] or held_out
         settings = {"max_new_tokens": given.max_new_tokens, "stop_ids": source.stop_ids}
@@ -122,7 +127,8 @@ def main() -> None:
         f"speculative_decoding-{given.device}",
         headline=f"ours {speeds['ours']:.1f} tokens/s, transformers {speeds['transformers']:.1f}, with prompt lookup "
         f"{speeds['transformers, prompt lookup']:.1f} ({given.model}, {given.device}); {verdict.text}",
-        passed=speeds["ours"] >= 0.97 * best_theirs,
+        passed=speeds["ours"] >= 1.3 * speeds["transformers"] and speeds["ours"] >= best_theirs,
+        ratio=speeds["ours"] / speeds["transformers"],
         ways=rows,
         model=given.model,
         prompts=len(asked),
