@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK
     OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK --model hub:LARGE --assistant hub:SMALL
 
-Prompts: first halves of docstrings of Python's standard library, the last tenth of them held out (or --prompts FILE).
+Prompts: first halves of docstrings; the last tenth, of modules apart, is held out (or --prompts FILE, its last tenth).
 The head is trained on the model's own greedy replies to the others. All ways answer the same held-out prompts one at a
 time, greedily, in turns, and each round begins with another way; medians over rounds. Transformers' ways have the model
 as it is loaded, ours the layout of `pack_linears`. "ours" is the shape that the automatic choice takes (measured on
@@ -38,11 +38,13 @@ from record import record
 
 def docstring_prompts(count: int) -> list[str]:
     """First halves of docstrings of 200 to 800 letters. The last tenth are of every fourth module of the standard
-    library; the others are of its other modules and of what else is installed, in the order of their paths."""
+    library; the others are of its other modules and of every eighth that is installed besides."""
     paths = {name: Path(path) for name, path in sysconfig.get_paths().items()}
     library = [path for path in sorted(paths["stdlib"].rglob("*.py"))
                if not {"site-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts)]  # fmt: skip
-    installed = [path for path in sorted(paths["purelib"].rglob("*.py")) if not {"test", "tests"} & set(path.parts)]
+    installed = [path for path in sorted(paths["purelib"].rglob("*.py")) if not {"test", "tests"} & set(path.parts)][
+        ::8
+    ]
     held_out = _halves(library[::4])
     known = set(held_out)
     others = [text for text in _halves([path for at, path in enumerate(library) if at % 4] + installed)
@@ -133,6 +135,7 @@ def main() -> None:
         model=given.model,
         prompts=len(asked),
         trained_on=len(prompts) - len(held_out),
+        epochs=given.epochs,
         max_new_tokens=given.max_new_tokens,
         threads=torch.get_num_threads(),
     )

@@ -60,10 +60,8 @@ class DraftHead(nn.Module):
         self.settings = {"kind": kind, "hidden": hidden, "heads": heads, "key_heads": key_heads, "inner": inner,
                          "rope_theta": rope_theta, "fuse_width": fuse_width}  # fmt: skip
         self.kind, self.heads, self.key_heads, self.width = kind, heads, key_heads, hidden // heads
-        self._shared: tuple[Any, Any] = (
-            embedding,
-            lm_head,
-        )  # in a tuple: neither parameters of this module nor saved with it
+        # In tuples: neither parameters of this module nor saved with it.
+        self._shared: tuple[Any, Any] = (embedding, lm_head)
         self._drafted: tuple[Tensor, nn.Module] | None = None  # token ids, and their rows of the LM head
         if kind in ("sampling", "fspad"):
             middle = fuse_width or 2 * hidden
@@ -139,13 +137,11 @@ class DraftHead(nn.Module):
             return
         head: Any = self._shared[1]
         ids = torch.tensor(list(tokens), dtype=torch.long, device=head.weight.device)
-        with torch.no_grad():
-            rows = nn.Linear(head.weight.shape[1], len(ids), bias=getattr(head, "bias", None) is not None,
-                             device="meta", dtype=head.weight.dtype)  # fmt: skip
-            rows.weight = nn.Parameter(head.weight[ids].detach().clone(), requires_grad=False)
-            if rows.bias is not None:
-                rows.bias = nn.Parameter(head.bias[ids].detach().clone(), requires_grad=False)
-        self._drafted = (ids, rows)
+        rows = nn.Linear(head.in_features, len(ids), bias=head.bias is not None, device="meta")
+        rows.weight = nn.Parameter(head.weight[ids].detach(), requires_grad=False)
+        if head.bias is not None:
+            rows.bias = nn.Parameter(head.bias[ids].detach(), requires_grad=False)
+        self._drafted = (ids, nn.Sequential(rows))
 
     @property
     def vocabulary(self) -> int:
@@ -166,11 +162,11 @@ class DraftHead(nn.Module):
 
     def pack(self) -> None:
         """Lay the layers out for drafting on a CPU (`pack_linears`): it cannot be trained or saved any more."""
-        from ontarget.serve.packed_linear import PackedLinear, can_pack, pack_linears
+        from ontarget.serve.packed_linear import pack_linears
 
         pack_linears(self)
-        if self._drafted is not None and isinstance(self._drafted[1], nn.Linear) and can_pack(self._drafted[1]):
-            self._drafted = (self._drafted[0], PackedLinear(self._drafted[1]))
+        if self._drafted is not None:
+            pack_linears(self._drafted[1])
 
     def _split(self, wide: Tensor, heads: int) -> Tensor:
         return wide.view(*wide.shape[:-1], heads, self.width).transpose(1, 2)
