@@ -12,6 +12,8 @@ mean loss of the next test token. The package's weights are 4-bit ones already, 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -71,22 +73,30 @@ def loss_of(model: Any, ids: Tensor) -> float:
 
 def inputs_of(model: Any, names: list[str], ids: Tensor) -> dict[str, Tensor]:
     """Second moments of each linear layer's inputs on the calibration text: X^T X / tokens, (n, n)."""
-    found: dict[str, Tensor] = {}
     modules = dict(model.named_modules())
+    with torch.inference_mode(), second_moments({name: modules[name] for name in names}, len(ids)) as found:
+        model(ids[None])
+    return found
+
+
+@contextmanager
+def second_moments(linears: Mapping[str, Any], count: int) -> Iterator[dict[str, Tensor]]:
+    """X^T X / ``count`` of what each of these layers is given within, summed over its calls."""
+    found: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(module: Any, given: Any, made: Any) -> None:
             rows = given[0].reshape(-1, given[0].shape[-1]).float()
-            found[name] = rows.T @ rows / len(rows)
+            found[name] = found.get(name, 0) + rows.T @ rows / count
 
         return hook
 
-    handles = [modules[name].register_forward_hook(keep(name)) for name in names]
-    with torch.inference_mode():
-        model(ids[None])
-    for handle in handles:
-        handle.remove()
-    return found
+    handles = [linear.register_forward_hook(keep(name)) for name, linear in linears.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def gptq(weight: Tensor, moments: Tensor, *, bits: int, group: int) -> Tensor:
@@ -147,23 +157,12 @@ def gptq_model(model: Any, names: list[str], ids: Tensor) -> None:
     handle.remove()
     states = [given for given, _ in found]
     for at, layer in enumerate(layers):
-        own = [name for name in names if name.startswith(f"model.layers.{at}.")]
-        moments: dict[str, Tensor] = {}
-
-        def keep(name: str, moments: dict[str, Tensor] = moments) -> Any:
-            def hook(module: Any, given: Any, made: Any) -> None:
-                rows = given[0].reshape(-1, given[0].shape[-1]).float()
-                moments[name] = moments.get(name, 0) + rows.T @ rows / len(ids)
-
-            return hook
-
-        handles = [modules[name].register_forward_hook(keep(name)) for name in own]
-        for state, (_, named) in zip(states, found, strict=True):
-            layer(state, **named)
-        for one in handles:
-            one.remove()
-        for name in own:
-            modules[name].weight.copy_(gptq(modules[name].weight, moments[name], bits=BITS, group=GPTQ_GROUP))
+        own = {name: modules[name] for name in names if name.startswith(f"model.layers.{at}.")}
+        with second_moments(own, len(ids)) as moments:
+            for state, (_, named) in zip(states, found, strict=True):
+                layer(state, **named)
+        for name, linear in own.items():
+            linear.weight.copy_(gptq(linear.weight, moments[name], bits=BITS, group=GPTQ_GROUP))
         made = [layer(state, **named) for state, (_, named) in zip(states, found, strict=True)]
         states = [one[0] if isinstance(one, tuple) else one for one in made]
 

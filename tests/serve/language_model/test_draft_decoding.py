@@ -19,7 +19,6 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from typer.testing import CliRunner
 
 from ontarget.cli import app
@@ -31,7 +30,7 @@ from ontarget.serve.language_model.draft_decoding import DraftDecoding, Shapes, 
 from ontarget.serve.language_model.sampling import Sampling, draws
 from ontarget.serve.speculative.draft_head import DraftHead, new_draft_head, save_draft_head
 from ontarget.serve.speculative.draft_tree import TreeShape, chain
-from ontarget.serve.token_law import token_law
+from ontarget.testing.language_checks import greedy_text, law_of_triples, law_p_value
 from ontarget.testing.tiny_llama import byte_tokenizer, tiny_llama
 
 openai = pytest.importorskip("openai")
@@ -124,13 +123,7 @@ def client(server: str) -> Any:
 
 
 def expected(model: LanguageModel, prompt: str, count: int) -> str:
-    """What transformers' own generation gives."""
-    ids = torch.tensor([model.tokenizer(prompt)["input_ids"]])
-    with torch.inference_mode():
-        found = model.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
-        )
-    return str(model.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
+    return greedy_text(model.model, model.tokenizer, prompt, count)
 
 
 def health(server: str) -> dict[str, Any]:
@@ -307,13 +300,6 @@ def test_sampled_tokens_have_the_models_law_when_another_joins(model: LanguageMo
                           Shapes(shape, shape, ""))  # fmt: skip
     decoder = BatchDecoder(choose_forward(target, 2), slots=2, end_ids=(), alone=draft.alone)
     ids, temperature, top_p, count = [1, 2, 3], 0.9, 0.95, 800
-    wanted = np.zeros((5, 5, 5))
-    with torch.inference_mode():
-        for first in range(5):
-            for second in range(5):
-                scores = target(torch.tensor([[*ids, first, second]])).logits[0].float()
-                laws = token_law(scores[2:], temperature, top_p).double().numpy()
-                wanted[first, second] = laws[0][first] * laws[1][second] * laws[2]
     found = np.zeros((5, 5, 5))
     for seed in range(count):
         one = Generation(ids, Sampling(temperature, top_p), 3)
@@ -326,11 +312,7 @@ def test_sampled_tokens_have_the_models_law_when_another_joins(model: LanguageMo
         assert not decoder.running
         found[tuple(one.ids)] += 1
     assert draft.passes > 0.3 * count
-    assert found[wanted == 0].sum() == 0
-    expected = wanted.ravel() * count
-    large = expected >= 5
-    cells, observed = [*expected[large], expected[~large].sum()], [*found.ravel()[large], found.ravel()[~large].sum()]
-    assert stats.chisquare(observed, np.array(cells) / sum(cells) * count).pvalue > 0.01
+    assert law_p_value(found, law_of_triples(target, ids, temperature, top_p)) > 0.01
 
 
 def test_scores_that_are_no_numbers_end_the_request_with_its_error() -> None:

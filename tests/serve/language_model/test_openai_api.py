@@ -19,6 +19,7 @@ import uvicorn
 
 from ontarget.pool.language_models import LanguageModel, load_language_model
 from ontarget.serve.language_model.openai_api import LanguageLimits, make_app, make_thread
+from ontarget.testing.language_checks import greedy_text
 
 openai = pytest.importorskip("openai")
 
@@ -63,14 +64,7 @@ def client(server: str) -> Any:
 
 
 def expected(model: LanguageModel, prompt: str, count: int) -> str:
-    """What transformers' own generation gives."""
-    ids = torch.tensor([model.tokenizer(prompt)["input_ids"]])
-    with torch.inference_mode():
-        found = model.model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, pad_token_id=0
-        )
-    text: str = model.tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True)
-    return text
+    return greedy_text(model.model, model.tokenizer, prompt, count)
 
 
 def counts(server: str) -> dict[str, int]:

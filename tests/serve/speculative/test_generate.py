@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 
 from ontarget.errors import DataError
 from ontarget.serve.packed_linear import packed_linears
@@ -13,7 +12,7 @@ from ontarget.serve.speculative.draft_head import KINDS, new_draft_head
 from ontarget.serve.speculative.draft_tree import TreeShape, chain
 from ontarget.serve.speculative.generate import generate, generate_plain
 from ontarget.serve.speculative.target import Target
-from ontarget.serve.token_law import token_law
+from ontarget.testing.language_checks import law_of_triples, law_p_value
 
 SHAPES = (TreeShape(10, 7, 60), TreeShape(3, 4, 12), chain(4), chain(1))
 
@@ -109,23 +108,12 @@ def test_sampled_tokens_have_the_models_law(tiny_llama, shape, tokens) -> None:
     head = new_draft_head(model, "fspad", seed=1).requires_grad_(False)
     head.restrict(tokens)
     ids, temperature, top_p, draws = [1, 2, 3], 0.9, 0.95, 1500
-    wanted = np.zeros((5, 5, 5))
-    with torch.inference_mode():
-        for first in range(5):
-            for second in range(5):
-                scores = model(torch.tensor([[*ids, first, second]])).logits[0].float()
-                laws = token_law(scores[2:], temperature, top_p).double().numpy()
-                wanted[first, second] = laws[0][first] * laws[1][second] * laws[2]
     found = np.zeros((5, 5, 5))
     for seed in range(draws):
         said = flat(generate(model, head, ids, max_new_tokens=3, temperature=temperature, top_p=top_p, seed=seed,
                              shape=shape))  # fmt: skip
         found[tuple(said)] += 1
-    assert found[wanted == 0].sum() == 0
-    expected = wanted.ravel() * draws
-    large = expected >= 5
-    cells, observed = [*expected[large], expected[~large].sum()], [*found.ravel()[large], found.ravel()[~large].sum()]
-    assert stats.chisquare(observed, np.array(cells) / sum(cells) * draws).pvalue > 0.01
+    assert law_p_value(found, law_of_triples(model, ids, temperature, top_p)) > 0.01
 
 
 def test_seeds_repeat(tiny_llama) -> None:

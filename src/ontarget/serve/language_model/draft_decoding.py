@@ -19,7 +19,6 @@ import torch
 from ontarget.errors import DataError
 from ontarget.pool.language_models import LanguageModel
 from ontarget.serve.language_model.batch_decoder import Generation
-from ontarget.serve.packed_linear import pack_linears
 from ontarget.serve.speculative.draft_head import CONFIG, DraftHead, load_draft_head
 from ontarget.serve.speculative.draft_tree import TreeShape, chain
 from ontarget.serve.speculative.generate import generate, generate_plain
@@ -88,15 +87,13 @@ def open_draft(
 ) -> DraftDecoding:
     """The head of ``folder`` on ``model``, switched off where it makes nothing faster on this machine.
 
-    Both are laid out for passes over a few tokens, in place (`pack_linears`): they can only be served from then on.
-    always: use it without measuring. say: gets what is done and found. Raises DataError: no head, a damaged one, one of
+    model: as it is served, laid out by `pack_linears` where that is so. always: use it without measuring. say: gets what is done and found. Raises DataError: no head, a damaged one, one of
     another model, a model that can have none.
     """
     head = load_draft_head(folder, model.model).requires_grad_(False)
     check_target(model.model)
     shape, prompts = _told(folder)
     head.pack()
-    pack_linears(model.model)
     if always:
         shapes = Shapes(shape or FORCED, shape or FORCED, "The draft head is used without measuring whether it pays.")
     else:
