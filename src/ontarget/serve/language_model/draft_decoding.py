@@ -87,8 +87,8 @@ def open_draft(
 ) -> DraftDecoding:
     """The head of ``folder`` on ``model``, switched off where it makes nothing faster on this machine.
 
-    model: as it is served, laid out by `pack_linears` where that is so. always: use it without measuring. say: gets what
-    is done and found. Raises DataError: no head, a damaged one, one of another model, a model that can have none.
+    model: as it is served, laid out by `pack_linears` where that is so. always: use it without measuring. say: gets
+    what is done and found. Raises DataError: no head, a damaged one, one of another model, a model that can have none.
     """
     head = load_draft_head(folder, model.model).requires_grad_(False)
     check_target(model.model)
