@@ -1,6 +1,6 @@
 """Wall-clock of generation at batch 1: transformers plainly, by prompt lookup, by an assistant, and our draft head.
 
-    OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK
+    OMP_NUM_THREADS=2 python benchmarks/speculative_decoding.py --work WORK --count 600 --held-out 6 --max-new-tokens 64
     OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK --model hub:LARGE --assistant hub:SMALL
 
 Prompts: first halves of docstrings; the last tenth, of modules apart, is held out (or --prompts FILE, its last tenth).
