@@ -93,6 +93,22 @@ def test_the_bundle_answers_and_tests_itself(run: Path, rows: Path, tmp_path: Pa
     assert broken.exit_code == 1
 
 
+def test_a_size_limit_that_few_bits_alone_keep(rows: Path, tiny_language_model: Path, tmp_path: Path) -> None:
+    """GWQ's form through the bundle, its self-test, predictions, and the page."""
+    found = fit(rows, kind="generation", input="asked", target="said", pool=[str(tiny_language_model)],
+                metric="neg_perplexity", max_new_tokens=3, size_mb=0.028, budget_s=100, threads=1,
+                run=tmp_path / "run")  # fmt: skip
+    kept = next(row for row in found.report["decision"]["variants"] if row["kept"])
+    assert kept["dtype"] == "4 bits (GWQ)"
+    bundle = tmp_path / "run" / "bundle"
+    assert (bundle / "gwq.safetensors").exists() and not (bundle / "model.safetensors").exists()
+    assert "few bits" in (bundle / "README.md").read_text()
+    checked = CliRunner().invoke(app, ["doctor", str(bundle), "--json"])
+    assert {check["name"]: check["state"] for check in json.loads(checked.output)} == {"files": "ok", "answers": "ok"}
+    assert len(found.predict(["a say one"])) == 1
+    assert "4 bits (GWQ)" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_killed_run_ends_as_an_undisturbed_one(rows: Path, tiny_language_model: Path, tmp_path: Path) -> None:
     """Stopped three times: while a model is tuned, while merges are tried, while test rows are answered."""
     given: dict[str, Any] = {

@@ -37,7 +37,7 @@ from ontarget.plan.language_trials import (
     typical_answer,
     validation_part,
 )
-from ontarget.plan.language_variants import variants
+from ontarget.plan.language_variants import least_mb, variants
 from ontarget.plan.run_folder import Clock, RunFolder, to_json, write_atomic
 from ontarget.pool.language_models import DEFAULT, load_language_model, local_folder
 from ontarget.report.generation_page import write_generation_page
@@ -108,8 +108,8 @@ class GenerationStages:
                                  training_tokens=typical_answer(self.data, source),
                                  memory=self.limits.memory_mb is not None)  # fmt: skip
         over = over_limits(measured, self.limits)
-        # Half the size in bfloat16 may still do: that is measured among the variants.
-        if over and self.limits.size_mb is not None and measured["size_mb"] / 2 <= self.limits.size_mb:
+        # A smaller form may still do: that is measured among the variants.
+        if over and self.limits.size_mb is not None and least_mb(source, self.request.device) <= self.limits.size_mb:
             over = [text for text in over if not text.startswith("size_mb")]
         return {"admitted": not over, "reason": "; ".join(over), "max_new_tokens": longest, **measured}
 
@@ -175,12 +175,20 @@ class GenerationStages:
         }  # fmt: skip
 
     def _reserve(self) -> float:
-        """Seconds that test rows and the bundle will take."""
-        slowest = max((trial["seconds"] for trial in self._complete("as_is", "few_shot")), default=0.0)
-        rows = min(VALIDATION_ROWS, len(self.data.validation))
+        """Seconds that forms of the weights, test rows and the bundle will take."""
         measuring = next(row["seconds"] for row in self.run.timeline() if row["stage"] == "admission")
-        needed = slowest + measuring + 4 * slowest * len(self.data.test) / max(1, rows)
+        # bfloat16 answers the validation rows once, and few bits, which are slower at prompts.
+        needed = 2.5 * self._slowest_s() + 2 * measuring + self._judging_s()
         return float(max(RESERVE * self.limits.budget_s, needed))
+
+    def _slowest_s(self) -> float:
+        """Of an untuned model's trials, which are answering alone."""
+        return float(max((trial["seconds"] for trial in self._complete("as_is", "few_shot")), default=0.0))
+
+    def _judging_s(self) -> float:
+        """Seconds that test rows will take: of the model and its baselines."""
+        rows = min(VALIDATION_ROWS, len(self.data.validation))
+        return 4 * self._slowest_s() * len(self.data.test) / max(1, rows)
 
     def _merge(self) -> None:
         """The best source's tuned models merged, with weights that the metric chooses; see merge/tune_weights.py."""
@@ -250,13 +258,14 @@ class GenerationStages:
         return own if own.exists() else local_folder(trial["source"])
 
     def _variants(self, trial: dict[str, Any]) -> list[dict[str, Any]]:
-        """The model's weights in float32 and in bfloat16: the second is kept where it costs nothing."""
+        """The model's weights in several forms: a smaller one is kept where it costs nothing."""
         folder = self._model_of(trial)
         if folder is None:
             return []
+        until = self.clock.deadline(self.clock.remaining_s() - self._judging_s())
         rows = variants(
             folder, self.data, self._rows(trial["number"]), trial, self.limits, self.run.path / "variants",
-            context=self.context,
+            context=replace(self.context, deadline=until),
         )  # fmt: skip
         if not any(row["kept"] for row in rows):
             reasons = "; ".join(f"{row['dtype']}: {row['reason']}" for row in rows)

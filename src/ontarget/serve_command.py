@@ -37,7 +37,8 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Language model: cpu, cuda; the CPU if left out")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Language model: float32, bfloat16, float16; float32 on a CPU, else as stored")
+        str | None, typer.Option(help="Language model: float32, bfloat16, float16; left out: float32 on a CPU, the few "
+                          "bits of a folder of `ontarget compress`, else as stored")
     ] = None,
     draft: Annotated[
         Path | None, typer.Option(help="Language model: folder of its draft head (`ontarget draft`); it speeds up a "
@@ -58,6 +59,8 @@ def serve(
     `ontarget serve zoo:smollm2-135m --slots 4`
 
     `ontarget serve zoo:smollm2-135m --draft head/`
+
+    `ontarget serve small`  (a folder of `ontarget compress`, in its few bits)
 
     `curl localhost:8000/v1/chat/completions -H 'content-type: application/json' -d '{"model": "smollm2-135m",
     "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 20}'`

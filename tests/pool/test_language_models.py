@@ -95,3 +95,51 @@ def test_options_of_the_wrong_kind_are_refused(
     error = CliRunner().invoke(app, ["serve", *(names.get(word, word) for word in given)]).exception
     assert isinstance(error, SettingError)
     assert words in str(error)
+
+
+def test_a_model_in_few_bits_is_loaded_in_them_or_written_out(language_folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    from ontarget.compress.gwq_linear import GwqLinear
+    from ontarget.compress.packed_checkpoint import load_dequantized, write_packed
+    from ontarget.compress.quantise_language_model import packed_mb, quantise_language_model
+
+    source = load_language_model(str(language_folder))
+    expected = packed_mb(source.model, 4)
+    ids = torch.arange(200).numpy()
+    packed = quantise_language_model(source.model, ids, bits=4, window=64)
+    folder = write_packed(packed, tmp_path / "small", copy_from=source.folder)
+    # The file also has a header, which does not count beside weights of a real size.
+    on_disk = (folder / "gwq.safetensors").stat().st_size
+    header = int.from_bytes((folder / "gwq.safetensors").read_bytes()[:8], "little") + 8
+    assert on_disk - header == pytest.approx(2**20 * expected, rel=0.01)
+
+    few = load_language_model(str(folder), dtype=None)
+    assert sum(isinstance(layer, GwqLinear) for layer in few.model.modules()) == 14
+    assert (few.window, few.stop_ids) == (source.window, source.stop_ids)
+    whole = load_language_model(str(folder))
+    given = torch.arange(60)[None]
+    with torch.inference_mode():
+        # Embeddings of float32 were rounded to 16 bits.
+        torch.testing.assert_close(whole.model(given).logits, source.model(given).logits, rtol=0, atol=0.02)
+        assert torch.equal(whole.model(given).logits, load_dequantized(folder)(given).logits)
+        close = few.model(given).logits.float() - whole.model(given).logits
+    # bfloat16 through two blocks of large weights.
+    assert float(close.abs().mean()) < 0.03 * float(whole.model(given).logits.abs().mean())
+
+
+def test_few_bits_that_are_cut_off_are_refused(language_folder: Path, tmp_path: Path) -> None:
+    import torch
+
+    from ontarget.compress.packed_checkpoint import write_packed
+    from ontarget.compress.quantise_language_model import quantise_language_model
+    from ontarget.errors import RunError
+
+    source = load_language_model(str(language_folder))
+    packed = quantise_language_model(source.model, torch.arange(64).numpy(), bits=3)
+    folder = write_packed(packed, tmp_path / "small", copy_from=source.folder)
+    weights = folder / "gwq.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for dtype in (None, "float32"):
+        with pytest.raises(RunError, match=r"gwq\.safetensors.*cut off"):
+            load_language_model(str(folder), dtype=dtype)

@@ -236,30 +236,12 @@ def _quantised(
     locator: str, parts: Parts, bits: int, group: int, share: float, span: int, context: Context
 ) -> tuple[Any, Any]:
     """A packed model, and the model that it was taken from, with quantised weights; loaded anew."""
-    import torch
-
-    from ontarget.compress.gwq import gwq
-    from ontarget.compress.packed_checkpoint import packed_model
+    from ontarget.compress.quantise_language_model import quantise_language_model
     from ontarget.pool.language_models import load_language_model
 
     model = load_language_model(locator).model
-    head = model.get_output_embeddings()
-    skip = {"lm_head", "embed_tokens", *(name for name, layer in model.named_modules() if layer is head)}
-    # Windows of one length, so that their mean loss is the loss.
-    ids = torch.from_numpy(parts.calibration)
-    windows = -(-len(ids) // span)
-    ids = ids[: len(ids) // windows * windows].view(windows, -1)
-    try:
-        matrices = gwq(model, lambda: model(ids, labels=ids).loss, bits=bits, group=group, share=share,
-                       skip=tuple(skip), context=context)  # fmt: skip
-    except DataError as error:
-        if "no linear layers" not in error.given:
-            raise
-        raise DataError(
-            f"The model ({model.config.model_type}) has no linear layers but its head.", option="MODEL",
-            allowed="an architecture of nn.Linear layers, such as Llama, Qwen, Mistral, Gemma, Phi",
-        ) from error  # fmt: skip
-    return packed_model(model, matrices, share=share), model
+    return quantise_language_model(model, parts.calibration, bits=bits, group=group, share=share, window=span,
+                                   context=context), model  # fmt: skip
 
 
 def _tried(bits: int, whole: Any, after: Any, packed: Any) -> dict[str, float]:

@@ -223,10 +223,13 @@ def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") ->
     Raises RunError: see `read_packed`; SettingError: a path that is not there.
     """
     from ontarget.compress.gwq_linear import use_packed_layers
+    from ontarget.device import return_memory
 
     kind, packed = getattr(torch, dtype), read_packed(folder)
     model = _built(folder, packed, None, kind)
     use_packed_layers(model, packed.matrices, dtype=kind, path=path)
+    del packed
+    return_memory()
     return model
 
 

@@ -24,14 +24,14 @@ STEPS = 24  # tokens that are timed after each prompt (choice)
 
 def measure_speed(
     source: LanguageModel, prompts: Sequence[str], *, instruction: str = "", tokens: int, training_tokens: int = 0,
-    memory: bool = True,
+    memory: bool = True, dtype: str | None = "float32",
 ) -> dict[str, Any]:  # fmt: skip
     """latency_ms, latency_p95_ms: of one more token at batch 1, after a prompt, with its keys and values kept.
     first_ms: of a prompt. size_mb: of the weights as they are in memory, tied ones once; 2**20 bytes. memory_mb: what
     loading and answering adds in a process of its own. train_s_per_row: a forward and backward pass of all weights.
 
-    memory: whether to measure it; 0 without. tokens: of an answer, at most. training_tokens: of a training answer; 0
-    for no training, whose seconds are 0 then.
+    memory: whether to measure it; 0 without. dtype: what the model was loaded as. tokens: of an answer, at most.
+    training_tokens: of a training answer; 0 for no training, whose seconds are 0 then.
     """
     import torch
 
@@ -44,7 +44,6 @@ def measure_speed(
             if at:
                 first.append(begin)
                 each += rest
-    dtype = str(source.model.dtype).removeprefix("torch.")
     return {
         "latency_ms": float(np.median(each)), "latency_p95_ms": float(np.percentile(each, 95)),
         "first_ms": float(np.median(first)), "size_mb": weights_mb(source.model),
@@ -81,7 +80,7 @@ import torch
 from ontarget.adapt.answers import generate_answers
 from ontarget.pool.language_models import load_language_model
 before = resident_mb()
-source = load_language_model(sys.argv[1], dtype=sys.argv[2])
+source = load_language_model(sys.argv[1], dtype=sys.argv[2] or None)
 highest = resident_mb()
 for _ in range(2):
     generate_answers(source, [sys.argv[3]], max_new_tokens=8)
@@ -90,9 +89,10 @@ print(json.dumps({"memory_mb": highest - before}))
 """
 
 
-def measure_memory(folder: Path, dtype: str, prompt: str) -> float:
+def measure_memory(folder: Path, dtype: str | None, prompt: str) -> float:
     """Resident memory that loading a model and answering a prompt adds, in a process of its own; 2**20 bytes."""
-    done = subprocess.run([sys.executable, "-c", _PROBE, str(folder), dtype, prompt], capture_output=True, text=True)
+    given = [sys.executable, "-c", _PROBE, str(folder), dtype or "", prompt]
+    done = subprocess.run(given, capture_output=True, text=True)
     if done.returncode:
         raise RunError(f"The model in '{folder}' does not run in a process of its own: {done.stderr[-300:]}")
     return max(0.0, float(json.loads(done.stdout.splitlines()[-1])["memory_mb"]))

@@ -115,14 +115,15 @@ def load_language_model(
 ) -> LanguageModel:
     """A causal language model from ``zoo:smollm2-135m``, ``hub:org/name`` or a folder; everything is checked first.
 
-    dtype: float32, bfloat16, float16; None: as stored. window: tokens, at most the model's own, which None takes.
+    dtype: float32, bfloat16, float16; None: as stored. A folder of `ontarget compress` stays in its few bits with None
+    on a CPU, for answering alone; a type writes its weights out. window: tokens, at most the model's own, which None
+    takes.
     Raises DataError: no model there, pickled weights alone, a damaged file, an architecture that transformers does not
     know or that does not write text, weights that are missing, no tokenizer; SettingError for the options.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from ontarget.compress.packed_checkpoint import is_packed
     from ontarget.device import check_device
 
     if dtype is not None and dtype not in DTYPES:
@@ -138,15 +139,42 @@ def load_language_model(
                         next_step="save the model again with safe_serialization")  # fmt: skip
     tokenizer = _tokenizer(folder, locator)
     try:
+        model = _packed(folder, dtype, device) if is_packed(folder) else _whole(folder, config, locator, dtype)
+        model = model.to(device).eval()
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise SettingError(f"'{locator}' does not fit into memory.", option="--dtype",
+                           next_step="try bfloat16, or a smaller model") from error  # fmt: skip
+    if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
+        raise DataError(f"The tokenizer of '{locator}' knows {len(tokenizer):,} tokens, more than the model.",
+                        next_step="bring the tokenizer that belongs to the model")  # fmt: skip
+    longest = min(_window(config), int(getattr(tokenizer, "model_max_length", None) or UNBOUNDED))
+    if window is not None and not 2 <= window <= longest:
+        raise SettingError(f"window is {window}.", allowed=f"2 to {longest}, the model's own", option="--window")
+    return LanguageModel(locator, folder, model, tokenizer, _stop_ids(model, tokenizer), window or longest)
+
+
+def _packed(folder: Path, dtype: str | None, device: str) -> Any:
+    from ontarget.compress.packed_checkpoint import load_dequantized, load_packed
+
+    if dtype is None and device == "cpu":
+        return load_packed(folder)
+    return load_dequantized(folder, dtype=dtype or "bfloat16")  # few bits have no kernel elsewhere
+
+
+def _whole(folder: Path, config: Any, locator: str, dtype: str | None) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
         model, told = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype) if dtype else "auto", use_safetensors=True,
             trust_remote_code=False, local_files_only=True, output_loading_info=True,
         )  # fmt: skip
-        model = model.to(device).eval()
     except Exception as error:  # safetensors and transformers raise many kinds
         if out_of_memory(error):
-            raise SettingError(f"'{locator}' does not fit into memory.", option="--dtype",
-                               next_step="try bfloat16, or a smaller model") from error  # fmt: skip
+            raise
         raise DataError(f"'{locator}' cannot be loaded from model.safetensors ({type(error).__name__}: {error}).",
                         next_step="check that its files are whole") from error  # fmt: skip
     wrong = sorted([*told.get("missing_keys", ()), *map(str, told.get("mismatched_keys", ()))])
@@ -156,13 +184,7 @@ def load_language_model(
             f"{type(model).__name__}, '{wrong[0]}' first.",
             next_step="check that it is one: encoders have no head for text",
         )
-    if model.get_input_embeddings().weight.shape[0] < len(tokenizer):
-        raise DataError(f"The tokenizer of '{locator}' knows {len(tokenizer):,} tokens, more than the model.",
-                        next_step="bring the tokenizer that belongs to the model")  # fmt: skip
-    longest = min(_window(config), int(getattr(tokenizer, "model_max_length", None) or UNBOUNDED))
-    if window is not None and not 2 <= window <= longest:
-        raise SettingError(f"window is {window}.", allowed=f"2 to {longest}, the model's own", option="--window")
-    return LanguageModel(locator, folder, model, tokenizer, _stop_ids(model, tokenizer), window or longest)
+    return model
 
 
 def cache_argument(module: Any) -> str:

@@ -180,14 +180,20 @@ def _variants(report: Mapping[str, Any]) -> str:
     rows = report["decision"]["variants"]
     if not rows:
         return "<p>The answers are looked up: there are no weights.</p>"
+
+    def said(row: Mapping[str, Any]) -> str:
+        if not row["kept"]:
+            return escape(row["reason"])
+        return escape(f"deployed, as the best within the limits: {row['reason']}" if row["reason"] else "deployed")
+
+    def number(row: Mapping[str, Any], name: str, places: int) -> str:
+        return f"{row[name]:.{places}f}" if row.get(name) is not None else ""
+
     return _table(
         ["form", "ms a token", "ms a prompt", "MiB", "MiB of memory", "validation", ""],
         [
-            [
-                row["dtype"], f"{row['latency_ms']:.1f}", f"{row['first_ms']:.0f}", f"{row['size_mb']:.0f}",
-                f"{row['memory_mb']:.0f}" if row["memory_mb"] else "", f"{row['validation']:.3f}", 
-                "deployed" if row["kept"] else escape(row["reason"]),
-            ]
+            [escape(row["dtype"]), number(row, "latency_ms", 1), number(row, "first_ms", 0), number(row, "size_mb", 0),
+             number(row, "memory_mb", 0) if row.get("memory_mb") else "", number(row, "validation", 3), said(row)]
             for row in rows
         ],
     )  # fmt: skip

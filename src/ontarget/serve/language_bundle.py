@@ -1,4 +1,5 @@
-"""The deployable result of a generation task: a model's folder that transformers and vLLM read as it is.
+"""The deployable result of a generation task: a model's folder that transformers and vLLM read as it is, but for one
+in few bits, which OnTarget reads.
 
 Beside config, tokenizer and weights lie ``ontarget.json`` (what a prompt is wrapped in, how long an answer may be, what
 was measured, digests of all files) and ``selftest.json`` (prompts and the answers they had here). Where a lookup won,
@@ -31,12 +32,14 @@ class LanguageBundle:
 
     def __init__(self, path: Path, info: dict[str, Any], *, device: str = "cpu") -> None:
         from ontarget.adapt.lookup_answers import METHODS
+        from ontarget.compress.packed_checkpoint import is_packed
         from ontarget.pool.language_models import load_language_model
 
         self.path, self.info = path, info
         self.source = None
         if info["method"] not in METHODS:
-            self.source = load_language_model(str(path), dtype=info["dtype"], device=device)
+            dtype = None if is_packed(path) else info["dtype"]
+            self.source = load_language_model(str(path), dtype=dtype, device=device)
 
     def answer(self, prompts: Sequence[str], *, context: Context = Context()) -> list[str]:
         """One answer for each prompt, as they were judged: greedy."""
@@ -111,7 +114,7 @@ def write_language_bundle(
     if answers is not None:
         write_atomic(temporary / ANSWERS, to_json(answers))
     write_atomic(temporary / SELF_TEST, to_json(self_test))
-    write_atomic(temporary / "README.md", _readme(info).encode())
+    write_atomic(temporary / "README.md", _readme(info, (temporary / "gwq.json").exists()).encode())
     files = {path.name: _digest(path) for path in sorted(temporary.iterdir())}
     write_atomic(temporary / INFO, to_json({"format": FORMAT_VERSION, "kind": "generation", **info, "files": files}))
     shutil.rmtree(folder, ignore_errors=True)
@@ -124,11 +127,17 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _readme(info: Mapping[str, Any]) -> str:
+def _readme(info: Mapping[str, Any], packed: bool) -> str:
+    transformers = (
+        "Its weights are in few bits. In Python `load_language_model(\".\", dtype=None)` of "
+        "`ontarget.pool.language_models` reads them; a type, such as `dtype=\"bfloat16\"`, writes them out.\n"
+    ) if packed else (
+        "The folder is a transformers model too, where it holds weights: `AutoModelForCausalLM.from_pretrained`, or "
+        "`vllm serve .`\n"
+    )  # fmt: skip
     return (
         f"# {info.get('name') or 'A language model'}\n\nMade by OnTarget: {info['method']} on {info['source']}.\n\n"
         "```\nontarget doctor .                    # does it still answer as it did where it was made?\n"
-        "ontarget predict . prompts.csv       # answers to new prompts\n```\n\n"
-        "The folder is a transformers model too, where it holds weights: `AutoModelForCausalLM.from_pretrained`, or "
-        "`vllm serve .`\n"
+        "ontarget predict . prompts.csv       # answers to new prompts\n"
+        f"ontarget serve .                     # OpenAI's API\n```\n\n{transformers}"
     )

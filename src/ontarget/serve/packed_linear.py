@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ontarget.device import return_memory
 from ontarget.errors import RunError
 
 ROWS = 8  # that the order is chosen for (choice); it is no slower than a plain one at others
@@ -57,7 +58,10 @@ def pack_linears(module: nn.Module) -> int:
 
     The output layer of a language model keeps its plain weight too, as embeddings may share it.
     """
-    return len(_replaced(module))
+    count = len(_replaced(module))
+    if count:
+        return_memory()  # of the plain weights, as large as the model
+    return count
 
 
 @contextmanager

@@ -39,7 +39,8 @@ def serve_language_model(
     import torch
     import uvicorn
 
-    from ontarget.pool.language_models import load_language_model
+    from ontarget.compress.packed_checkpoint import is_packed
+    from ontarget.pool.language_models import load_language_model, local_folder
     from ontarget.serve.language_model.draft_decoding import open_draft
     from ontarget.serve.language_model.prompts import chat_start_of
     from ontarget.serve.packed_linear import pack_linears
@@ -50,7 +51,8 @@ def serve_language_model(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        stored = device != "cpu"  # 16-bit types are slow on many CPUs
+        # 16-bit types are slow on many CPUs; few bits have layers of their own for a CPU.
+        stored = device != "cpu" or is_packed(local_folder(locator))
         model = load_language_model(
             locator, device=device, dtype=dtype or (None if stored else "float32"), window=window
         )
