@@ -21,7 +21,7 @@ from ontarget.data.generation_data import generation_summary, load_generation
 from ontarget.device import describe
 from ontarget.errors import LimitError, RunError
 from ontarget.judge.generation_evidence import generation_evidence
-from ontarget.merge.tune_weights import tune_weights
+from ontarget.merge.tune_weights import finished_merges, tune_weights
 from ontarget.plan.language_speed import measure_speed, over_limits
 from ontarget.plan.language_trials import (
     MODEL,
@@ -202,7 +202,9 @@ class GenerationStages:
         tuned = [trial for trial in tuned if trial["source"] == source]
         as_is = next(trial for trial in self._complete("as_is") if trial["source"] == source)
         each = 1.5 * as_is["seconds"]
-        trials = int(min(MERGES, (self.clock.remaining_s() - self._reserve()) / max(each, 1e-3)))
+        done = finished_merges(self.run.path / "merge")  # by a process that was killed
+        left_s = max(0.0, self.clock.remaining_s() - self._reserve())
+        trials = int(min(MERGES, done + left_s / max(each, 1e-3)))
         if trials < 1:
             return {"taken": False, "says": f"a merge needs about {each:.0f} s, which are not left"}
         parents = {str(self.run.trial_folder(trial["number"]) / MODEL): self._rows(trial["number"]) for trial in tuned}

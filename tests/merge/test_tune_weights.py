@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ontarget.errors import SettingError
-from ontarget.merge.tune_weights import tune_weights
+from ontarget.merge.tune_weights import finished_merges, tune_weights
 from ontarget.values import Array, Context
 
 GOAL = np.array([0.5, 0.25, 1.0, -1.0], dtype=np.float32)
@@ -108,3 +108,44 @@ def test_the_command_merges_by_a_tasks_rows(tiny_language_model: Path, tmp_path:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     both = CliRunner().invoke(app, [*common, "-w", "0.5", "-w", "0.5", "-o", str(tmp_path / "third")])
     assert "are not given" in str(both.exception)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 7])
+def test_a_killed_search_goes_on_where_it_was(three: tuple[str, list[str]], tmp_path: Path, stop: int) -> None:
+    base, models = three
+    parents = {name: score(Path(name)) for name in models}
+    whole = tune_weights(parents, base, score, tmp_path / "whole", trials=10)
+    calls: list[Path] = []
+
+    def interrupted(folder: Path) -> Array:
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        calls.append(folder)
+        return score(folder)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_weights(parents, base, interrupted, tmp_path / "work", trials=10)
+    assert finished_merges(tmp_path / "work") == stop
+    with open(tmp_path / "work" / "tried.jsonl", "a") as file:
+        file.write('{"key": "half a li')
+    again: list[Path] = []
+    found = tune_weights(parents, base, lambda folder: again.append(folder) or score(folder), tmp_path / "work",
+                         trials=10)  # fmt: skip
+    assert len(again) == 10 - stop
+    assert found.tried == whole.tried and found.plan == whole.plan
+    np.testing.assert_array_equal(found.rows, whole.rows)
+    np.testing.assert_allclose(score(tmp_path / "work" / "merged"), whole.rows)
+    # Ended, and asked again: nothing is scored; the best is there, also where it was taken away.
+    (tmp_path / "work" / "merged").rename(tmp_path / "away")
+    tune_weights(parents, base, interrupted, tmp_path / "work", trials=10)
+    np.testing.assert_allclose(score(tmp_path / "work" / "merged"), whole.rows)
+
+
+def test_other_parents_do_not_take_what_was_scored(three: tuple[str, list[str]], tmp_path: Path) -> None:
+    base, models = three
+    parents = {name: score(Path(name)) for name in models}
+    tune_weights(parents, base, score, tmp_path / "work", trials=4)
+    calls: list[Path] = []
+    other = {name: rows - 1 for name, rows in parents.items()}
+    tune_weights(other, base, lambda folder: calls.append(folder) or score(folder), tmp_path / "work", trials=4)
+    assert len(calls) == 4

@@ -3,10 +3,14 @@
 Any rule of this room is tuned the same way: the models' weights (and a rule's density, where it has one) are proposed
 by Optuna's TPE after a few fixed starts (each parent alone at half its task vector, all together), a merge is made and
 scored on validation rows. Row scores decide: a merge is taken only where its mean is above that of the best parent.
+
+A process that was killed goes on: every scored merge is a line of ``folder/tried.jsonl``, and proposals are the same.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +24,7 @@ from ontarget.errors import SettingError
 from ontarget.merge.mergekit_config import MergePlan, PlannedModel
 from ontarget.values import Array, Context
 
+TRIED = "tried.jsonl"
 HIGHEST = 1.5  # weight of a task vector (choice)
 DENSITIES = (0.2, 0.9)  # range of ties, dare and breadcrumbs (choice)
 
@@ -62,7 +67,8 @@ def tune_weights(
 
     parents: locator -> row scores (N,) on validation rows. base: what they were tuned from; None for "linear". score:
     folder of a model -> its row scores on the same rows. The best merge stays in ``folder/merged``, others are removed.
-    Stops at the context's deadline. Raises SettingError; and what merging raises.
+    A call with the same arguments, or more ``trials``, does not repeat what ``folder`` has. Stops at the context's
+    deadline. Raises SettingError; and what merging raises.
     """
     import optuna
 
@@ -80,11 +86,13 @@ def tune_weights(
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=context.seed))
     for start in _starts(list(parents), RULES[method].needs_base, "density" in RULES[method].of_model):
         study.enqueue_trial(start)
+    key = _key(parents, base, method, context.seed)
+    known = _read(folder, key)
     tried: list[dict[str, Any]] = []
     plan, rows, highest = None, np.asarray(parents[best_parent]), means[best_parent]
-    merged, attempt = folder / "merged", folder / "attempt"
+    attempt, best = folder / "attempt", folder / "none"
     for at in range(trials):
-        if context.deadline is not None and time.monotonic() > context.deadline:
+        if at not in known and context.deadline is not None and time.monotonic() > context.deadline:
             break
         if context.progress is not None:
             context.progress(at, trials, "tuning the merge's weights")
@@ -98,16 +106,69 @@ def tune_weights(
             merge_method=method, base_model=base if RULES[method].needs_base else None,
             models=[PlannedModel(model=name, parameters={"weight": weight, **own}) for name, weight in weights.items()],
         )  # fmt: skip
-        shutil.rmtree(attempt, ignore_errors=True)
-        found = np.asarray(score(merge_models(proposed, attempt, seed=context.seed)), dtype=np.float64)
+        if at in known and known[at]["weights"] == weights and known[at]["own"] == own:
+            found = np.array(known[at]["rows"])
+        else:
+            known = {}  # what follows was proposed after another past
+            shutil.rmtree(attempt, ignore_errors=True)
+            found = np.asarray(score(merge_models(proposed, attempt, seed=context.seed)), dtype=np.float64)
         study.tell(trial, float(found.mean()))
         tried.append({"weights": weights, **own, "score": float(found.mean())})
-        if found.mean() > highest:
+        better = bool(found.mean() > highest)
+        if better:
+            last, best = best, folder / f"best-{at}"
             plan, rows, highest = proposed, found, float(found.mean())
-            shutil.rmtree(merged, ignore_errors=True)
-            attempt.rename(merged)
+            if at not in known:
+                shutil.rmtree(best, ignore_errors=True)
+                attempt.rename(best)
+        if at not in known:
+            _write(folder, key, at, {"weights": weights, "own": own, "rows": found.tolist()})
+        if better:
+            shutil.rmtree(last, ignore_errors=True)
     shutil.rmtree(attempt, ignore_errors=True)
+    if plan is not None:
+        shutil.rmtree(folder / "merged", ignore_errors=True)
+        if best.exists():
+            best.rename(folder / "merged")
+        else:  # it was renamed before, by a process that was killed after that
+            merge_models(plan, folder / "merged", seed=context.seed)
     return TunedMerge(plan, best_parent, means, tuple(tried), rows)
+
+
+def finished_merges(folder: Path) -> int:
+    """How many merges `tune_weights` has scored in ``folder``; half a line does not count."""
+    return len(_lines(folder))
+
+
+def _key(parents: Mapping[str, Array], base: str | None, method: str, seed: int) -> str:
+    """What proposals and scores hang on."""
+    told = [method, base or "", str(seed)]
+    for name, rows in parents.items():
+        told += [name, np.asarray(rows, dtype=np.float64).tobytes().hex()]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
+def _lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / TRIED
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # the last line of a process that was killed
+            continue
+    return found
+
+
+def _read(folder: Path, key: str) -> dict[int, dict[str, Any]]:
+    """Number of a proposal -> what is known of it."""
+    return {int(line["at"]): line for line in _lines(folder) if line["key"] == key}
+
+
+def _write(folder: Path, key: str, at: int, told: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / TRIED, "a", encoding="utf-8") as file:
+        # A line break first: a killed process may have left half a line.
+        file.write("\n" + json.dumps({"key": key, "at": at, **told}) + "\n")
 
 
 def _starts(names: Sequence[str], on_base: bool, dense: bool) -> list[dict[str, float]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,34 +29,47 @@ def merge_on_task(
     """Score the models on the task's validation rows, tune the weights of their merge there, write it to ``output``.
 
     models, base: folders, ``zoo:`` or ``hub:`` locators of whole models. ``output`` is new, and appears when it is
-    whole; test rows are not looked at. Raises RunError, and writes nothing, where no merge is better than the best of
-    the models.
+    whole; test rows are not looked at. A call that was killed goes on when it is made again: until it ends a hidden
+    folder beside ``output`` holds what was scored. Raises RunError, and writes nothing, where no merge is better than
+    the best of the models.
     """
     if output.exists():
         raise SettingError(f"'{output}' is there already.", option="--output", next_step="choose a new folder")
     part = validation_part(data)
 
-    def score(folder: Path) -> Array:
-        source = load_language_model(str(folder), device=context.device)
-        return answer_as_tried(source, part, data, {}, context=context).rows
-
     folders = {str(local_folder(model)): model for model in models}
+    on = str(local_folder(base)) if base else None
+    work = output.parent / f".{output.name}.{_digest([*folders, on or ''], method, data, context)}"
+    work.mkdir(parents=True, exist_ok=True)
+
+    def score(folder: Path, kept: Path) -> Array:
+        source = load_language_model(str(folder), device=context.device)
+        return answer_as_tried(source, part, data, {}, kept=kept, context=context).rows
+
     parents: dict[str, Any] = {}
     for at, folder in enumerate(folders):
         if context.progress is not None:
             context.progress(at, len(folders), f"scoring {folders[folder]}")
-        parents[folder] = score(Path(folder))
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        found = tune_weights(
-            parents, str(local_folder(base)) if base else None, score, work, method=method, trials=trials,
-            context=context,
-        )  # fmt: skip
-        if found.plan is None:
-            raise RunError(f"Nothing is written: {found.says}.", option="--tune-on",
-                           next_step="use that model, another method, or more --trials")  # fmt: skip
+        parents[folder] = score(Path(folder), work / f"parent-{at}.jsonl")
+    found = tune_weights(
+        parents, on, lambda folder: score(folder, folder / "answers.jsonl"), work, method=method, trials=trials,
+        context=context,
+    )  # fmt: skip
+    if found.plan is not None:
+        (work / "merged" / "answers.jsonl").unlink(missing_ok=True)
         (work / "merged").rename(output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    if found.plan is None:
+        raise RunError(f"Nothing is written: {found.says}.", option="--tune-on",
+                       next_step="use that model, another method, or more --trials")  # fmt: skip
     return found
+
+
+def _digest(folders: Sequence[str], method: str, data: GenerationData, context: Context) -> str:
+    """Of everything that scores hang on: weights by size and time."""
+    told: list[Any] = [method, data.fingerprint, context.seed]
+    for folder in filter(None, folders):
+        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns)
+                 for path in sorted(Path(folder).glob("*.safetensors"))]  # fmt: skip
+        told.append([folder, files])
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
