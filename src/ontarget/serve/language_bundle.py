@@ -32,13 +32,12 @@ class LanguageBundle:
 
     def __init__(self, path: Path, info: dict[str, Any], *, device: str = "cpu") -> None:
         from ontarget.adapt.lookup_answers import METHODS
-        from ontarget.compress.packed_checkpoint import is_packed
-        from ontarget.pool.language_models import load_language_model
+        from ontarget.pool.language_models import DTYPES, load_language_model
 
         self.path, self.info = path, info
         self.source = None
         if info["method"] not in METHODS:
-            dtype = None if is_packed(path) else info["dtype"]
+            dtype = info["dtype"] if info["dtype"] in DTYPES else None  # few bits: as stored
             self.source = load_language_model(str(path), dtype=dtype, device=device)
 
     def answer(self, prompts: Sequence[str], *, context: Context = Context()) -> list[str]:
