@@ -109,6 +109,24 @@ def test_a_size_limit_that_few_bits_alone_keep(rows: Path, tiny_language_model: 
     assert "4 bits (GWQ)" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_a_pool_of_few_bits(rows: Path, tiny_language_model: Path, tmp_path: Path) -> None:
+    """Tuned, judged and bundled from its weights written out."""
+    import torch
+
+    from ontarget.compress.packed_checkpoint import write_packed
+    from ontarget.compress.quantise_language_model import quantise_language_model
+    from ontarget.pool.language_models import load_language_model
+
+    source = load_language_model(str(tiny_language_model))
+    packed = quantise_language_model(source.model, torch.arange(40).numpy(), bits=3)
+    few = write_packed(packed, tmp_path / "few", copy_from=source.folder)
+    found = fit(rows, kind="generation", input="asked", target="said", pool=[str(few)], metric="neg_perplexity",
+                max_new_tokens=3, budget_s=100, threads=1, run=tmp_path / "run")  # fmt: skip
+    assert {"complete"} == {trial["state"] for trial in found.report["trials"]}
+    assert "in few bits" in found.report["merge"]["says"]
+    assert CliRunner().invoke(app, ["doctor", str(tmp_path / "run" / "bundle")]).exit_code == 0
+
+
 def test_a_killed_run_ends_as_an_undisturbed_one(rows: Path, tiny_language_model: Path, tmp_path: Path) -> None:
     """Stopped three times: while a model is tuned, while merges are tried, while test rows are answered."""
     given: dict[str, Any] = {

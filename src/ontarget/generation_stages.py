@@ -195,10 +195,14 @@ class GenerationStages:
         self.run.once("merge", self._merged, clock=self.clock, kind="training")
 
     def _merged(self) -> dict[str, Any]:
+        from ontarget.compress.packed_checkpoint import is_packed
+
         tuned = self._complete("supervised_fine_tuning", "s3ft")
         if not tuned:
             return {"taken": False, "says": "nothing was tuned, so there is nothing to merge"}
         source = max(tuned, key=lambda trial: trial["metric"])["source"]
+        if is_packed(local_folder(source)):
+            return {"taken": False, "says": f"{source} is in few bits, which nothing is merged on"}
         tuned = [trial for trial in tuned if trial["source"] == source]
         as_is = next(trial for trial in self._complete("as_is") if trial["source"] == source)
         each = 1.5 * as_is["seconds"]
