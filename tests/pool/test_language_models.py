@@ -97,14 +97,17 @@ def test_options_of_the_wrong_kind_are_refused(
     assert words in str(error)
 
 
-def test_a_model_in_few_bits_is_loaded_in_them_or_written_out(language_folder: Path, tmp_path: Path) -> None:
+def test_a_model_in_few_bits_is_loaded_in_them_or_written_out(tmp_path: Path) -> None:
     import torch
 
     from ontarget.compress.gwq_linear import GwqLinear
     from ontarget.compress.packed_checkpoint import load_dequantized, write_packed
     from ontarget.compress.quantise_language_model import packed_mb, quantise_language_model
+    from ontarget.testing.tiny_llama import byte_tokenizer, write_tiny_llama
 
-    source = load_language_model(str(language_folder))
+    # Sides that the kernel takes.
+    source = load_language_model(str(write_tiny_llama(tmp_path / "whole", byte_tokenizer(), hidden_size=64,
+                                                      intermediate_size=128)))  # fmt: skip
     expected = packed_mb(source.model, 4)
     ids = torch.arange(200).numpy()
     packed = quantise_language_model(source.model, ids, bits=4, window=64)
@@ -126,6 +129,26 @@ def test_a_model_in_few_bits_is_loaded_in_them_or_written_out(language_folder: P
         close = few.model(given).logits.float() - whole.model(given).logits
     # bfloat16 through two blocks of large weights.
     assert float(close.abs().mean()) < 0.03 * float(whole.model(given).logits.abs().mean())
+
+
+@pytest.mark.parametrize(("width", "bits"), [(64, 8), (32, 4)])
+def test_few_bits_without_a_kernel_are_written_out(tmp_path: Path, width: int, bits: int) -> None:
+    import torch
+
+    from ontarget.compress.packed_checkpoint import load_packed, write_packed
+    from ontarget.compress.quantise_language_model import quantise_language_model
+    from ontarget.testing.tiny_llama import byte_tokenizer, write_tiny_llama
+
+    whole = write_tiny_llama(tmp_path / "whole", byte_tokenizer(), hidden_size=width, intermediate_size=128)
+    source = load_language_model(str(whole))
+    packed = quantise_language_model(source.model, torch.arange(64).numpy(), bits=bits)
+    folder = write_packed(packed, tmp_path / "small", copy_from=source.folder)
+    model = load_language_model(str(folder), dtype=None).model
+    assert not packed.matrices.keys() - {name for name, layer in model.named_modules()
+                                         if type(layer) is torch.nn.Linear}  # fmt: skip
+    given = torch.arange(20)[None]
+    with torch.inference_mode():
+        assert torch.equal(model(given).logits, load_packed(folder)(given).logits)
 
 
 def test_few_bits_that_are_cut_off_are_refused(language_folder: Path, tmp_path: Path) -> None:

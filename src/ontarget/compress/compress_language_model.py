@@ -107,7 +107,7 @@ def _compressed(
 ) -> Compression:  # fmt: skip
     import torch
 
-    from ontarget.compress.packed_checkpoint import fill_folder, load_packed, sizes
+    from ontarget.compress.packed_checkpoint import fill_folder, load_to_answer, sizes
     from ontarget.plan.run_folder import new_folder
     from ontarget.pool.language_models import load_language_model, local_folder
 
@@ -136,7 +136,7 @@ def _compressed(
         else:
             packed, _ = _quantised(locator, parts, bits, group, share, span, context)
         fill_folder(packed, partial, copy_from=source.folder)
-        after, _ = unit_losses(load_packed(partial), parts.held_out, "loss after", context)
+        after, _ = unit_losses(load_to_answer(partial), parts.held_out, "loss after", context)
         changed = rise(before, after, tokens)
         found = sizes(partial)
         undone = _reasons(changed, tolerance, found)
@@ -277,10 +277,10 @@ def _times(source: Any, folder: Path, piece: Any) -> dict[str, dict[str, float]]
     import torch
 
     from ontarget.compress.language_latency import side_by_side
-    from ontarget.compress.packed_checkpoint import load_packed
+    from ontarget.compress.packed_checkpoint import load_to_answer
     from ontarget.pool.language_models import load_language_model
 
-    models = {"float32": source.model, "packed": load_packed(folder),
+    models = {"float32": source.model, "packed": load_to_answer(folder),
               "bfloat16": load_language_model(source.locator, dtype="bfloat16").model}  # fmt: skip
     steps = max(1, min(8, source.window - len(piece) - 1))
     return side_by_side(models, torch.from_numpy(piece)[None][:, : source.window - steps - 1], steps=steps)

@@ -55,7 +55,7 @@ class GwqLinear(nn.Module):
             raise SettingError(f"'{path}' is no path.", allowed=", ".join(PATHS), option="path")
         self.out_features, self.in_features = matrix.codes.shape
         self.bits, self.group = matrix.bits, matrix.group
-        taken = _kernel_takes(matrix, dtype)
+        taken = kernel_takes(matrix, dtype)
         if path == "int4" and not taken:
             raise SettingError(
                 f"The int4 kernel does not take {matrix.bits} bits, groups of {matrix.group}, shape "
@@ -108,7 +108,8 @@ class GwqLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bits={self.bits}, group={self.group}, path={self.path}"
 
 
-def _kernel_takes(matrix: QuantizedMatrix, dtype: torch.dtype) -> bool:
+def kernel_takes(matrix: QuantizedMatrix, dtype: torch.dtype) -> bool:
+    """Whether a layer of type ``dtype`` has the path "int4" here."""
     rows, inputs = matrix.codes.shape
     shape = rows % 16 == 0 and inputs % matrix.group == 0
     return (

@@ -216,6 +216,18 @@ def load_dequantized(folder: Path, *, dtype: str = "float32") -> Any:
     return _built(folder, read_packed(folder), lambda name, one: one.dequantized().to(kind), kind)
 
 
+def load_to_answer(folder: Path) -> Any:
+    """The model as it answers fastest on a CPU: in few bits where PyTorch's kernel takes all of its matrices (4 bits or
+    fewer), otherwise with its weights written out in bfloat16. In evaluation mode. Raises RunError: see `read_packed`.
+    """
+    from ontarget.compress.gwq_linear import kernel_takes
+
+    matrices = read_packed(folder).matrices.values()
+    if all(kernel_takes(one, torch.bfloat16) for one in matrices):
+        return load_packed(folder)
+    return load_dequantized(folder, dtype="bfloat16")
+
+
 def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") -> Any:
     """The causal language model with `GwqLinear` layers, whose weights stay in few bits; in evaluation mode.
 

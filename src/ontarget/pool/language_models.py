@@ -116,8 +116,8 @@ def load_language_model(
     """A causal language model from ``zoo:smollm2-135m``, ``hub:org/name`` or a folder; everything is checked first.
 
     dtype: float32, bfloat16, float16; None: as stored. A folder of `ontarget compress` stays in its few bits with None
-    on a CPU, for answering alone; a type writes its weights out. window: tokens, at most the model's own, which None
-    takes.
+    on a CPU that has a kernel for them, for answering alone; a type writes its weights out. window: tokens, at most the
+    model's own, which None takes.
     Raises DataError: no model there, pickled weights alone, a damaged file, an architecture that transformers does not
     know or that does not write text, weights that are missing, no tokenizer; SettingError for the options.
     """
@@ -156,10 +156,10 @@ def load_language_model(
 
 
 def _packed(folder: Path, dtype: str | None, device: str) -> Any:
-    from ontarget.compress.packed_checkpoint import load_dequantized, load_packed
+    from ontarget.compress.packed_checkpoint import load_dequantized, load_to_answer
 
     if dtype is None and device == "cpu":
-        return load_packed(folder)
+        return load_to_answer(folder)
     return load_dequantized(folder, dtype=dtype or "bfloat16")  # few bits have no kernel elsewhere
 
 

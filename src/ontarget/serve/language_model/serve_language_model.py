@@ -41,6 +41,7 @@ def serve_language_model(
 
     from ontarget.compress.packed_checkpoint import is_packed
     from ontarget.pool.language_models import load_language_model, local_folder
+    from ontarget.serve.fused_decoder import fuse_decoder
     from ontarget.serve.language_model.draft_decoding import open_draft
     from ontarget.serve.language_model.prompts import chat_start_of
     from ontarget.serve.packed_linear import pack_linears
@@ -56,7 +57,9 @@ def serve_language_model(
         model = load_language_model(
             locator, device=device, dtype=dtype or (None if stored else "float32"), window=window
         )
-        pack_linears(model.model)
+        if device == "cpu":
+            fuse_decoder(model.model)
+            pack_linears(model.model)
         drafting = None if draft is None else open_draft(model, draft, always=draft_always, say=say)
         thread = make_thread(model, limits, draft=drafting)
         start = chat_start_of(Path(locator.removeprefix("file:")))  # a bundle knows how its prompts are asked
