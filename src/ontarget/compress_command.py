@@ -36,7 +36,7 @@ def compress(
     Some rows calibrate, others are held out: loss before and after with a paired interval, bytes with everything
     counted, latency.
     Significantly worse than --tolerance, or not smaller than bfloat16: undone, no folder, exit code 1.
-    In Python: `ontarget.compress.packed_checkpoint.load_packed("small")` gives a transformers model.
+    In Python: `ontarget.compress.packed_checkpoint.load_to_answer("small")` gives a transformers model.
     """
     from ontarget.compress.compress_language_model import compress_language_model, perplexity
     from ontarget.data.stream_texts import stream_texts
