@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ontarget.pool.language_models import cache_argument
+
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 TOLERANCE = {
     torch.float32: 1e-3,
@@ -131,7 +133,8 @@ def fuse_decoder(model: Any) -> bool:
     """Replace the decoder layers of a causal language model in place, for inference alone; whether that was done.
 
     Left as it is where a layer is of another kind, or where the fused model's scores of a text, read at once and token
-    by token, are not those of the plain one.
+    by token, are not those of the plain one. Fused layers report no states of their own
+    (``output_hidden_states``).
     """
     if not can_fuse(model) or model.training:
         return False
@@ -159,9 +162,7 @@ def _scores(model: Any) -> Tensor:
     ids = (torch.arange(1, 13, device=model.device) * 7919 % size)[None]
     at_once = model(ids, use_cache=False).logits[0]
     made = model(ids[:, :5], use_cache=True)
-    cache = getattr(made, "cache", None) or made.past_key_values
-    from ontarget.pool.language_models import cache_argument
-
+    cache = made[cache_argument(model)]
     steps = [made.logits[0]]
     for at in range(5, ids.shape[1]):
         steps.append(model(ids[:, at : at + 1], use_cache=True, **{cache_argument(model): cache}).logits[0])
