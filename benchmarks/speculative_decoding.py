@@ -6,8 +6,8 @@
 Prompts: first halves of docstrings; the last tenth, of modules apart, is held out (or --prompts FILE, its last tenth).
 The head is trained on the model's own greedy replies to the others. All ways answer the same held-out prompts one at a
 time, greedily, in turns, and each round begins with another way; medians over rounds. Transformers' ways have the model
-as it is loaded, ours the layout of `pack_linears`. "ours" is the shape that the automatic choice takes (measured on
-other held-out prompts), "plain ours" is what it falls back to. Whether the tokens equal those of plain transformers is
+as it is loaded, ours fused layers and the layout of `pack_linears`. "ours" is the shape that the automatic choice takes
+(measured on other held-out prompts), "plain ours" is what it falls back to. Whether the tokens equal those of plain transformers is
 recorded for every way. Target: ours at least 1.3 times as fast as plain transformers, and as each of its other ways.
 """
 
@@ -27,6 +27,7 @@ import torch
 from ontarget.data.stream_texts import stream_texts
 from ontarget.pool.language_models import DEFAULT, load_language_model
 from ontarget.progress import console_progress
+from ontarget.serve.fused_decoder import fuse_decoder
 from ontarget.serve.packed_linear import pack_linears
 from ontarget.serve.speculative.draft_head import CONFIG, load_draft_head
 from ontarget.serve.speculative.generate import generate, generate_plain
@@ -103,6 +104,7 @@ def main() -> None:
                        learning_rate=given.learning_rate, context=context)  # fmt: skip
         model = load_language_model(given.model, dtype=given.dtype, device=given.device).model
         head = load_draft_head(folder, model)
+        fuse_decoder(model)
         pack_linears(model)
         head.pack()
         held_out = [source.prompt_ids(text) for text in prompts[len(prompts) - max(1, len(prompts) // 10) :]]

@@ -11,7 +11,7 @@ import transformers
 
 from ontarget.compress.gwq_linear import use_packed_layers
 from ontarget.compress.quantise_language_model import quantise_language_model
-from ontarget.serve.fused_decoder import FusedDecoderLayer, fuse_decoder
+from ontarget.serve.fused_decoder import FusedDecoderLayer, fuse_decoder, fused_decoder
 from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation
 from ontarget.serve.language_model.forward import BatchedForward
 from ontarget.serve.language_model.sampling import Sampling
@@ -127,6 +127,14 @@ def test_what_is_not_known_is_left_alone() -> None:
         before = list(model.base_model.layers)
         assert not fuse_decoder(model)
         assert list(model.base_model.layers) == before
+
+
+def test_for_a_while() -> None:
+    model = made("Llama")
+    before = list(model.base_model.layers)
+    with fused_decoder(model):
+        assert type(model.base_model.layers[0]) is FusedDecoderLayer
+    assert list(model.base_model.layers) == before
 
 
 def test_layers_whose_scores_differ_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ tests/serve/test_fused_decoder.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -128,16 +130,31 @@ def can_fuse(model: Any) -> bool:
                for layer in layers)  # fmt: skip
 
 
-@torch.inference_mode()
 def fuse_decoder(model: Any) -> bool:
     """Replace the decoder layers of a causal language model in place, for inference alone; whether that was done.
 
     Left as it is where a layer is of another kind, or where the fused model's scores of a text, read at once and token
-    by token, are not those of the plain one. Fused layers report no states of their own
-    (``output_hidden_states``).
+    by token, are not those of the plain one. Fused layers report no states of their own (``output_hidden_states``).
     """
+    return bool(_replaced(model))
+
+
+@contextmanager
+def fused_decoder(model: Any) -> Iterator[None]:
+    """`fuse_decoder` for a while; the plain layers stay in memory and come back."""
+    plain = _replaced(model)
+    try:
+        yield
+    finally:
+        for at, layer in enumerate(plain):
+            model.base_model.layers[at] = layer
+
+
+@torch.inference_mode()
+def _replaced(model: Any) -> list[nn.Module]:
+    """The plain layers, where fused ones have taken their places."""
     if not can_fuse(model) or model.training:
-        return False
+        return []
     layers = model.base_model.layers
     plain = list(layers)
     wanted = _scores(model)
@@ -153,7 +170,7 @@ def fuse_decoder(model: Any) -> bool:
     if not good:
         for at, layer in enumerate(plain):
             layers[at] = layer
-    return good
+    return plain if good else []
 
 
 def _scores(model: Any) -> Tensor:

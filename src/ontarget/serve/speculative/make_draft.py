@@ -11,6 +11,7 @@ from typing import Any
 from ontarget.adapt.answers import check_room, generate_ids
 from ontarget.errors import DataError
 from ontarget.pool.language_models import LanguageModel
+from ontarget.serve.fused_decoder import fused_decoder
 from ontarget.serve.packed_linear import packed_linears
 from ontarget.serve.speculative.draft_head import load_draft_head, save_draft_head
 from ontarget.serve.speculative.target import check_target
@@ -66,7 +67,7 @@ def make_draft(
     save_draft_head(trained.head, source.model, folder, trained_on=first, losses=trained.losses)
     fast = load_draft_head(folder, source.model)  # measured as it is used
     fast.pack()
-    with packed_linears(source.model):
+    with fused_decoder(source.model), packed_linears(source.model):
         verdict = worth_it(
             source.model, fast, ids[first : first + MEASURED], max_new_tokens=max_new_tokens,
             stop_ids=source.stop_ids, temperature=temperature, seed=context.seed, context=context,
