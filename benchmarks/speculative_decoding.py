@@ -8,8 +8,8 @@ The head is trained on the model's own greedy replies to the others. All ways an
 time, greedily, in turns, and each round begins with another way; medians over rounds. Transformers' ways have the model
 as it is loaded, ours fused layers and the layout of `pack_linears`. "ours" is the shape that the automatic choice takes
 (measured on other held-out prompts), "plain ours" is what it falls back to. Whether the tokens equal those of plain
-transformers is recorded for every way. Target: ours at least 1.3 times as fast as plain transformers, and as each of its
-other ways.
+transformers is recorded for every way. Target: ours at least 1.3 times as fast as plain transformers, and as each of
+its other ways.
 """
 
 from __future__ import annotations
