@@ -4,10 +4,11 @@
     OMP_NUM_THREADS=2 python benchmarks/vllm_peer.py --vllm vllm/bin/python
 
 The model is a merge by `ontarget merge` of three variants of SmolLM2-135M (itself, and twice with a thousandth of noise
-in its layers), or what --model names, such as a fit's bundle. Each server runs alone, one after the other, twice over:
-greedy texts of eight prompts in float32 have to be the same (differences are recorded); then tokens/s of one client and
-of four, 64 tokens each, the better of the rounds. vLLM runs as it does by itself (it compiles), and with
---enforce-eager. Targets: the same texts; tokens/s at least vLLM's for one client and for four.
+in its layers), or what --model names, such as a fit's bundle. All servers are up at the same time and are asked in
+turns, each round in another order, as machines are faster at one time than at another: tokens/s of one client and of
+four, 64 tokens each, medians over rounds, and the ratio of ours to the fastest of vLLM's of the same round. vLLM runs as
+it does by itself (it compiles), and with --enforce-eager. Greedy texts of eight prompts in float32 have to be the same
+(differences are recorded). Targets: the same texts; tokens/s at least vLLM's for one client and for four.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import torch
 
 from language_model_serving import prompt
@@ -109,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vllm", required=True, help="Python of an environment with vLLM")
     parser.add_argument("--model", type=Path, help="Folder of a causal language model; left out: a merge made here")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=6)
     options = parser.parse_args()
     threads = os.environ.get("OMP_NUM_THREADS", str(os.cpu_count()))
     with tempfile.TemporaryDirectory() as work:
@@ -122,37 +124,45 @@ def main() -> None:
             theirs = [options.vllm, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--dtype", dtype,
                       "--max-model-len", "2048", "--max-num-seqs", "4"]  # fmt: skip
             sides[f"vllm, {dtype}"] = theirs
-            sides[f"vllm, {dtype}, eager"] = [*theirs, "--enforce-eager"]
-        best: dict[str, dict[int, float]] = {side: dict.fromkeys(CLIENTS, 0.0) for side in sides}
-        said: dict[str, list[str]] = {}
-        for at in range(options.rounds):
+        sides["vllm, bfloat16, eager"] = [*theirs, "--enforce-eager"]
+        found: dict[str, dict[int, list[float]]] = {side: {clients: [] for clients in CLIENTS} for side in sides}
+        with ExitStack() as stack:
+            addresses = {}
             for side, command in sides.items():
                 port = free_port()
-                with running([*command, "--port", str(port)], port) as address:
-                    said[side] = asyncio.run(texts(address))  # warms up too
-                    asyncio.run(speed(address, max(CLIENTS)))
-                    for clients in CLIENTS * 2:
-                        best[side][clients] = max(best[side][clients], asyncio.run(speed(address, clients)))
-                print(f"round {at}, {side}: {best[side]}", flush=True)
+                addresses[side] = stack.enter_context(running([*command, "--port", str(port)], port))
+                print(f"{side} answers", flush=True)
+            said = {side: asyncio.run(texts(address)) for side, address in addresses.items()}  # warms up too
+            for address in addresses.values():
+                asyncio.run(speed(address, max(CLIENTS)))
+            for at in range(options.rounds):
+                for side in np.random.default_rng(at).permutation(list(sides)):
+                    for clients in CLIENTS:
+                        found[side][clients].append(asyncio.run(speed(addresses[side], clients)))
+                print(f"round {at}: {({side: [row[-1] for row in rows.values()] for side, rows in found.items()})}",
+                      flush=True)  # fmt: skip
     ours, theirs_said = said["ontarget, float32"], said["vllm, float32"]
     different = [[a, b] for a, b in zip(ours, theirs_said, strict=True) if a != b]
-    fastest = {
-        clients: {name: max((side for side in sides if side.startswith(name)), key=lambda side: best[side][clients])
-                  for name in ("ontarget", "vllm")}
-        for clients in CLIENTS
-    }  # fmt: skip
-    ratios = {clients: best[names["ontarget"]][clients] / best[names["vllm"]][clients]
-              for clients, names in fastest.items()}  # fmt: skip
+    medians = {side: {clients: float(np.median(values)) for clients, values in rows.items()}
+               for side, rows in found.items()}  # fmt: skip
+    told, ratios = [], {}
+    for clients in CLIENTS:
+        best = {name: max((side for side in sides if side.startswith(name)), key=lambda side: medians[side][clients])
+                for name in ("ontarget", "vllm")}  # fmt: skip
+        each = np.array(found[best["ontarget"]][clients]) / np.array(found[best["vllm"]][clients])
+        ratios[clients] = {"median": float(np.median(each)), "lowest": float(each.min()), "highest": float(each.max())}
+        told.append(
+            f"{clients} client{'s' * (clients > 1)}: {medians[best['ontarget']][clients]:.0f} tokens/s "
+            f"({best['ontarget']}), {medians[best['vllm']][clients]:.0f} ({best['vllm']}), "
+            f"{ratios[clients]['median']:.2f} times [{each.min():.2f}, {each.max():.2f}]"
+        )
     record(
         "vllm_peer",
-        headline=f"{len(ours) - len(different)} of {len(ours)} greedy texts as vLLM's; "
-        + "; ".join(
-            f"{clients} client{'s' * (clients > 1)}: {best[names['ontarget']][clients]:.0f} tokens/s "
-            f"({names['ontarget']}), {best[names['vllm']][clients]:.0f} ({names['vllm']}), {ratios[clients]:.2f} times"
-            for clients, names in fastest.items()
-        ),
-        passed=not different and all(ratio >= 1 for ratio in ratios.values()),
-        tokens_per_second=best,
+        headline=f"{len(ours) - len(different)} of {len(ours)} greedy texts as vLLM's; " + "; ".join(told),
+        passed=not different and all(ratio["median"] >= 1 for ratio in ratios.values()),
+        tokens_per_second=medians,
+        rounds=found,
+        ratios=ratios,
         different=different,
         threads=int(threads),
         vllm=subprocess.run(
