@@ -6,9 +6,9 @@
 The model is a merge by `ontarget merge` of three variants of SmolLM2-135M (itself, and twice with a thousandth of noise
 in its layers), or what --model names, such as a fit's bundle. All servers are up at the same time and are asked in
 turns, each round in another order, as machines are faster at one time than at another: tokens/s of one client and of
-four, 64 tokens each, medians over rounds, and the ratio of ours to the fastest of vLLM's of the same round. vLLM runs as
-it does by itself (it compiles), and with --enforce-eager. Greedy texts of eight prompts in float32 have to be the same
-(differences are recorded). Targets: the same texts; tokens/s at least vLLM's for one client and for four.
+four, 64 tokens each, medians over rounds, and the ratio of ours to the fastest of vLLM's of the same round. vLLM runs
+as it does by itself (it compiles), and with --enforce-eager. Greedy texts of eight prompts in float32 have to be the
+same (differences are recorded). Targets: the same texts; tokens/s at least vLLM's for one client and for four.
 """
 
 from __future__ import annotations
