@@ -222,10 +222,10 @@ def load_to_answer(folder: Path) -> Any:
     """
     from ontarget.compress.gwq_linear import kernel_takes
 
-    matrices = read_packed(folder).matrices.values()
-    if all(kernel_takes(one, torch.bfloat16) for one in matrices):
-        return load_packed(folder)
-    return load_dequantized(folder, dtype="bfloat16")
+    packed = read_packed(folder)
+    if all(kernel_takes(one, torch.bfloat16) for one in packed.matrices.values()):
+        return _in_few_bits(folder, packed, torch.bfloat16, "auto")
+    return _built(folder, packed, lambda name, one: one.dequantized().bfloat16(), torch.bfloat16)
 
 
 def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") -> Any:
@@ -234,13 +234,15 @@ def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") ->
     dtype: of all else and of the results. path: see `GwqLinear`.
     Raises RunError: see `read_packed`; SettingError: a path that is not there.
     """
+    return _in_few_bits(folder, read_packed(folder), getattr(torch, dtype), path)
+
+
+def _in_few_bits(folder: Path, packed: PackedModel, kind: torch.dtype, path: str) -> Any:
     from ontarget.compress.gwq_linear import use_packed_layers
     from ontarget.device import return_memory
 
-    kind, packed = getattr(torch, dtype), read_packed(folder)
     model = _built(folder, packed, None, kind)
     use_packed_layers(model, packed.matrices, dtype=kind, path=path)
-    del packed
     return_memory()
     return model
 
