@@ -239,11 +239,9 @@ def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") ->
 
 def _in_few_bits(folder: Path, packed: PackedModel, kind: torch.dtype, path: str) -> Any:
     from ontarget.compress.gwq_linear import use_packed_layers
-    from ontarget.device import return_memory
 
     model = _built(folder, packed, None, kind)
     use_packed_layers(model, packed.matrices, dtype=kind, path=path)
-    return_memory()
     return model
 
 

@@ -157,10 +157,14 @@ def load_language_model(
 
 def _packed(folder: Path, dtype: str | None, device: str) -> Any:
     from ontarget.compress.packed_checkpoint import load_dequantized, load_to_answer
+    from ontarget.device import return_memory
 
     if dtype is None and device == "cpu":
-        return load_to_answer(folder)
-    return load_dequantized(folder, dtype=dtype or "bfloat16")  # few bits have no kernel elsewhere
+        model = load_to_answer(folder)
+    else:
+        model = load_dequantized(folder, dtype=dtype or "bfloat16")  # few bits have no kernel elsewhere
+    return_memory()  # of what was read
+    return model
 
 
 def _whole(folder: Path, config: Any, locator: str, dtype: str | None) -> Any:
