@@ -135,10 +135,7 @@ def gwq(
     """
     if not 0 <= share < 0.5:
         raise SettingError(f"share is {share}.", allowed="0 to below 0.5", option="share")
-    layers: dict[str, Any] = {
-        name: layer for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and not any(name == end or name.endswith(f".{end}") for end in skip)
-    }  # fmt: skip
+    layers = linear_layers(model, skip)
     if not layers:
         raise DataError("The model has no linear layers to quantise.")
     masks = _largest_gradients(model, layers, loss, share)
@@ -150,6 +147,14 @@ def gwq(
         with torch.no_grad():
             layer.weight.copy_(found[name].dequantized())
     return found
+
+
+def linear_layers(model: nn.Module, skip: tuple[str, ...]) -> dict[str, Any]:
+    """name -> linear layer of ``model``, without those whose names are, or end in, one of ``skip``."""
+    return {
+        name: layer for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and not any(name == end or name.endswith(f".{end}") for end in skip)
+    }  # fmt: skip
 
 
 def _largest_gradients(

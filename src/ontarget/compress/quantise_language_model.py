@@ -46,13 +46,9 @@ def quantise_language_model(
 
 def packed_mb(model: Any, bits: int, *, group: int = GROUP, share: float = SHARE) -> float:
     """What the weights' file will take but for its header, 2**20 bytes; nothing is quantised for that."""
-    from torch import nn
+    from ontarget.compress.gwq import linear_layers
 
-    skip = _left_alone(model)
-    shapes = {
-        id(layer.weight): layer.weight.shape for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear) and not any(name == end or name.endswith(f".{end}") for end in skip)
-    }  # fmt: skip
+    shapes = {id(layer.weight): layer.weight.shape for layer in linear_layers(model, _left_alone(model)).values()}
     # As `QuantizedMatrix.stored_bytes`: codes, scales and offsets, row starts, outliers.
     quantised = sum(
         rows * (-(-inputs * bits // 8) + 4 * -(-inputs // group) + 4) + 4 + 4 * int(share * rows * inputs)

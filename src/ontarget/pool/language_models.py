@@ -130,7 +130,7 @@ def load_language_model(
         raise SettingError(f"'{dtype}' is no type of weights.", allowed=", ".join(DTYPES), option="--dtype")
     check_device(device)
     logging.disable_progress_bar()
-    folder = _fetched(locator)
+    folder = fetched_folder(locator)
     config = _config(folder, locator)
     if not any(folder.glob("*.safetensors")):
         pickled = any(path for pattern in PICKLES for path in folder.glob(pattern))
@@ -196,7 +196,8 @@ def cache_argument(module: Any) -> str:
     return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
 
 
-def _fetched(locator: str) -> Path:
+def fetched_folder(locator: str) -> Path:
+    """`local_folder`; raises DataError also where the hub cannot be reached or knows no such model."""
     try:
         return local_folder(locator)
     except OnTargetError:

@@ -40,7 +40,7 @@ def serve_language_model(
     import uvicorn
 
     from ontarget.compress.packed_checkpoint import is_packed
-    from ontarget.pool.language_models import load_language_model, local_folder
+    from ontarget.pool.language_models import fetched_folder, load_language_model
     from ontarget.serve.fused_decoder import fuse_decoder
     from ontarget.serve.language_model.draft_decoding import open_draft
     from ontarget.serve.language_model.prompts import chat_start_of
@@ -53,7 +53,7 @@ def serve_language_model(
         if threads is not None:
             torch.set_num_threads(threads)
         # 16-bit types are slow on many CPUs; few bits have layers of their own for a CPU.
-        stored = device != "cpu" or is_packed(local_folder(locator))
+        stored = device != "cpu" or is_packed(fetched_folder(locator))
         model = load_language_model(
             locator, device=device, dtype=dtype or (None if stored else "float32"), window=window
         )
