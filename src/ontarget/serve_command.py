@@ -109,5 +109,5 @@ def serve(
     serve_bundle(
         Path(model.removeprefix("file:")), host=host, port=port, threads=threads, max_body_mb=max_body_mb,
         max_rows=256 if max_rows is None else max_rows,
-        timeout_s=BUNDLE_TIMEOUT_S if timeout_s is None else timeout_s,
+        timeout_s=BUNDLE_TIMEOUT_S if timeout_s is None else timeout_s, say=lambda text: typer.echo(text, err=True),
     )  # fmt: skip

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ontarget.errors import SettingError, require_extra
+from ontarget.serve.open_port import start_answering, take_port
 
 MAX_TEXT_CHARACTERS = 100_000
 MAX_REQUEST_PIXELS = 25_000_000
@@ -159,8 +160,13 @@ def serve_bundle(
     max_body_mb: float = 10.0,
     max_rows: int = 256,
     timeout_s: float = 30.0,
+    say: Callable[[str], None] = print,
 ) -> None:
-    """Load the bundle, check that its self-test passes, and serve it until interrupted."""
+    """Load the bundle, check that its self-test passes, and serve it until interrupted. say: gets one line when the
+    server answers.
+
+    Raises DataError, RunError, SettingError before the port answers.
+    """
     require_extra("fastapi", "serve", "Serving a bundle")
     require_extra("uvicorn", "serve", "Serving a bundle")
     import uvicorn
@@ -169,13 +175,23 @@ def serve_bundle(
     from ontarget.runtime import load_bundle
 
     limits = ServerLimits(max_body_mb=max_body_mb, max_rows=max_rows, timeout_s=timeout_s)
-    bundle = load_bundle(path, threads=threads)
-    result = bundle.self_test()
-    wrong = [check for check in result["checks"] if not check["passed"] and check["name"] != "latency"]
-    if wrong:
-        details = "; ".join(f"{check['name']}: {check['detail']}" for check in wrong)
-        raise RunError(f"The bundle {path} fails its self-test ({details}).", next_step=f"ontarget doctor {path}")
-    uvicorn.run(make_app(bundle, limits), host=host, port=port, log_level="warning", access_log=False)
+    taken = take_port(host, port)
+    try:
+        bundle = load_bundle(path, threads=threads)
+        result = bundle.self_test()
+        wrong = [check for check in result["checks"] if not check["passed"] and check["name"] != "latency"]
+        if wrong:
+            details = "; ".join(f"{check['name']}: {check['detail']}" for check in wrong)
+            raise RunError(f"The bundle {path} fails its self-test ({details}).", next_step=f"ontarget doctor {path}")
+        app = make_app(bundle, limits)
+        say(f"{path.name}: {start_answering(taken)} (page to try it; POST /predict); Ctrl+C stops")
+        config = uvicorn.Config(app, log_level="warning", access_log=False)
+        try:
+            uvicorn.Server(config).run(sockets=[taken])
+        except KeyboardInterrupt:  # raised again by uvicorn when all has ended
+            pass
+    finally:
+        taken.close()
 
 
 class BodyLimit:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 from ontarget.errors import SettingError, require_extra
 from ontarget.serve.language_model.openai_api import LanguageLimits, make_app, make_thread
+from ontarget.serve.open_port import start_answering, take_port
 
 DRAIN_S = 30  # for running requests, when the server is told to stop
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -48,7 +48,7 @@ def serve_language_model(
 
     if api_key == "":
         raise SettingError("The API key is empty.", allowed="one character or more", option="--api-key")
-    listening = _bound(host, port)
+    listening = take_port(host, port)
     try:
         if threads is not None:
             torch.set_num_threads(threads)
@@ -64,9 +64,9 @@ def serve_language_model(
         thread = make_thread(model, limits, draft=drafting)
         start = chat_start_of(Path(locator.removeprefix("file:")))  # a bundle knows how its prompts are asked
         app = make_app(model, thread, limits, api_key=api_key, start=start, draft=drafting)
-        at = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         if host not in LOCAL and api_key is None:
             say(f"Warning: anyone who can reach {host} can use this server; set ONTARGET_API_KEY or --api-key.")
+        at = start_answering(listening)
         say(f"{model.name}: {at}/v1 ({limits.slots} slots, window {model.window} tokens); Ctrl+C stops")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S, server_header=False
@@ -79,18 +79,3 @@ def serve_language_model(
             thread.close()
     finally:
         listening.close()
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    """A socket that holds the port and does not answer yet. Raises SettingError."""
-    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((host, port))
-    except OSError as error:
-        made.close()
-        raise SettingError(
-            f"{host}, port {port}, cannot be used ({error.strerror}).", option="--host, --port",
-            next_step="choose another port; 0 takes a free one",
-        ) from error  # fmt: skip
-    return made
