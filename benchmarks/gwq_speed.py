@@ -5,9 +5,9 @@
 Peers: the model as transformers runs it, in float32 and bfloat16, and both as OnTarget serves them, with fused layers
 that are laid out once (`serve.fused_decoder`, `serve.packed_linear`). GWQ's models are served the same way: the output
 layer, which keeps 16 bits, is laid out too; 8 bits are written out in bfloat16. All sides in turns in one run; a token
-is the median over steps and rounds, after a prompt of 100 tokens; prompts are of 100 and 400 tokens. Memory is what
-loading and answering adds in a process of its own, before fusing. Target: 4 bits are smaller than bfloat16, and a token
-is no slower than in the fastest of the peers, or the headline says so.
+is the median over steps and rounds, after a prompt of 100 tokens; prompts are of 100 and 400 tokens. Memory is the most
+that loading, laying out and answering adds in a process of its own, transformers itself included. Target: 4 bits are
+smaller than bfloat16, and a token is no slower than in the fastest of the peers, or the headline says so.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ from ontarget.compress.packed_checkpoint import sizes, write_packed
 from ontarget.compress.quantise_language_model import quantise_language_model
 from ontarget.plan.language_speed import measure_memory, weights_mb
 from ontarget.pool.language_models import DEFAULT, load_language_model
-from ontarget.serve.fused_decoder import fuse_decoder
-from ontarget.serve.packed_linear import pack_linears
+from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 from record import record
 
 BITS = (3, 4, 8)
@@ -49,19 +48,16 @@ def main() -> None:
                 source = load_language_model(options.model, dtype=dtype)
                 models[way] = source.model
                 told[way] = {"weights_mb": weights_mb(source.model)}
-                if way == dtype:
+                if way != dtype:
                     told[way]["memory_mb"] = measure_memory(source.folder, dtype, text[:200])
-                else:
-                    fuse_decoder(source.model)
-                    pack_linears(source.model)
+                    lay_out_to_answer(source.model)
         for bits in BITS:
             source = load_language_model(options.model)
             ids = np.array(source.tokenizer(text).input_ids[:512], dtype=np.int64)
             path = Path(folder) / str(bits)
             write_packed(quantise_language_model(source.model, ids, bits=bits), path, copy_from=source.folder)
             packed = load_language_model(str(path), dtype=None).model
-            fuse_decoder(packed)
-            pack_linears(packed)
+            lay_out_to_answer(packed)
             way = f"GWQ, {bits} bits"
             models[way] = packed
             told[way] = {"weights_mb": sizes(path).weights_bytes / 2**20,

@@ -37,8 +37,9 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="Language model: cpu, cuda; the CPU if left out")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="Language model: float32, bfloat16, float16; left out: float32 on a CPU, the few "
-                          "bits of a folder of `ontarget compress`, else as stored")
+        str | None, typer.Option(help="Language model: float32, bfloat16, float16; left out: on a CPU the type that "
+                          "a bundle's fit has chosen, the few bits of a folder of `ontarget compress`, else float32; "
+                          "elsewhere as stored")
     ] = None,
     draft: Annotated[
         Path | None, typer.Option(help="Language model: folder of its draft head (`ontarget draft`); it speeds up a "

@@ -14,6 +14,7 @@ from ontarget.plan import language_variants
 from ontarget.plan.language_trials import answer_as_tried, validation_part
 from ontarget.plan.language_variants import FEW_BITS, least_mb, variants
 from ontarget.pool.language_models import load_language_model
+from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 from ontarget.task import Limits, Task
 from ontarget.values import Array, Context, GenerationData
 
@@ -54,6 +55,7 @@ def test_a_size_that_only_few_bits_have(
     assert few["size_mb"] == (Path(few["path"]) / "gwq.safetensors").stat().st_size / 2**20
     # Scored as it is deployed: in few bits.
     loaded = load_language_model(few["path"], dtype=None)
+    lay_out_to_answer(loaded.model)
     again = answer_as_tried(loaded, validation_part(data), data, {}).rows
     assert few["validation"] == pytest.approx(-np.exp(-again.mean()))
     # A second call, as after a kill, quantises nothing again.

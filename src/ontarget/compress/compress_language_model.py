@@ -274,14 +274,18 @@ def _reasons(changed: tuple[float, float, float], tolerance: float, found: Any) 
 
 
 def _times(source: Any, folder: Path, piece: Any) -> dict[str, dict[str, float]]:
+    """All as they are served; ``source`` is of no use for training after it."""
     import torch
 
     from ontarget.compress.language_latency import side_by_side
     from ontarget.compress.packed_checkpoint import load_to_answer
     from ontarget.pool.language_models import load_language_model
+    from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 
     models = {"float32": source.model, "packed": load_to_answer(folder),
               "bfloat16": load_language_model(source.locator, dtype="bfloat16").model}  # fmt: skip
+    for model in models.values():
+        lay_out_to_answer(model)
     steps = max(1, min(8, source.window - len(piece) - 1))
     return side_by_side(models, torch.from_numpy(piece)[None][:, : source.window - steps - 1], steps=steps)
 

@@ -1,4 +1,4 @@
-"""What a language model costs on this device: a token, its memory, its size, and a row of training."""
+"""What a language model costs on this device as it answers there: a token, its memory, its size, a row of training."""
 
 from __future__ import annotations
 
@@ -27,14 +27,21 @@ def measure_speed(
     memory: bool = True, dtype: str | None = "float32",
 ) -> dict[str, Any]:  # fmt: skip
     """latency_ms, latency_p95_ms: of one more token at batch 1, after a prompt, with its keys and values kept.
-    first_ms: of a prompt. size_mb: of the weights as they are in memory, tied ones once; 2**20 bytes. memory_mb: what
-    loading and answering adds in a process of its own. train_s_per_row: a forward and backward pass of all weights.
+    first_ms: of a prompt. size_mb: of the weights as they are in memory, tied ones once; 2**20 bytes. memory_mb: the
+    most that loading and answering adds, in a process of its own. train_s_per_row: a forward and backward pass of all
+    weights.
 
     memory: whether to measure it; 0 without. dtype: what the model was loaded as. tokens: of an answer, at most.
-    training_tokens: of a training answer; 0 for no training, whose seconds are 0 then.
+    training_tokens: of a training answer; 0 for no training, whose seconds are 0 then. The model is laid out to answer,
+    in place: train or save it before.
     """
     import torch
 
+    from ontarget.serve.lay_out_to_answer import lay_out_to_answer
+
+    train_s = _training_seconds(source, prompts, instruction, training_tokens) if training_tokens else 0.0
+    size_mb = weights_mb(source.model)
+    lay_out_to_answer(source.model)
     first: list[float] = []
     each: list[float] = []
     with torch.inference_mode():
@@ -46,9 +53,9 @@ def measure_speed(
                 each += rest
     return {
         "latency_ms": float(np.median(each)), "latency_p95_ms": float(np.percentile(each, 95)),
-        "first_ms": float(np.median(first)), "size_mb": weights_mb(source.model),
+        "first_ms": float(np.median(first)), "size_mb": size_mb,
         "memory_mb": measure_memory(source.folder, dtype, prompts[0]) if memory else 0.0,
-        "train_s_per_row": _training_seconds(source, prompts, instruction, training_tokens) if training_tokens else 0.0,
+        "train_s_per_row": train_s,
     }  # fmt: skip
 
 
@@ -68,29 +75,29 @@ def weights_mb(model: Any) -> float:
 
 
 _PROBE = """
-import json, os, sys
-def resident_mb():
+import json, sys
+def highest_mb():
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    except OSError:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
         import resource
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 import torch
 from ontarget.adapt.answers import generate_answers
 from ontarget.pool.language_models import load_language_model
-before = resident_mb()
+from ontarget.serve.lay_out_to_answer import lay_out_to_answer
+before = highest_mb()
 source = load_language_model(sys.argv[1], dtype=sys.argv[2] or None)
-highest = resident_mb()
+lay_out_to_answer(source.model)
 for _ in range(2):
     generate_answers(source, [sys.argv[3]], max_new_tokens=8)
-    highest = max(highest, resident_mb())
-print(json.dumps({"memory_mb": highest - before}))
+print(json.dumps({"memory_mb": highest_mb() - before}))
 """
 
 
 def measure_memory(folder: Path, dtype: str | None, prompt: str) -> float:
-    """Resident memory that loading a model and answering a prompt adds, in a process of its own; 2**20 bytes."""
+    """The most resident memory that loading and answering a prompt adds, in a process of its own; 2**20 bytes."""
     given = [sys.executable, "-c", _PROBE, str(folder), dtype or "", prompt]
     done = subprocess.run(given, capture_output=True, text=True)
     if done.returncode:

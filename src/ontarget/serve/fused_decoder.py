@@ -106,13 +106,16 @@ class Beside(nn.Module):
 
 
 def joined(*layers: Any) -> nn.Module:
-    """One linear layer with the outputs of all, in their order; `Beside` where some are of another kind."""
+    """One linear layer with the outputs of all, in their order; `Beside` where some are of another kind. The weights
+    of the given ones become parts of the joined one, so that nothing is held twice."""
     biased = {getattr(layer, "bias", None) is not None for layer in layers}
     if any(type(layer) is not nn.Linear for layer in layers) or len(biased) > 1:
         return Beside(*layers)
     weight = torch.cat([layer.weight.detach() for layer in layers])
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=biased.pop(), device="meta")
     made.weight = nn.Parameter(weight, requires_grad=False)
+    for layer, part in zip(layers, torch.split(weight, [layer.out_features for layer in layers]), strict=True):
+        layer.weight.data = part
     if made.bias is not None:
         made.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), requires_grad=False)
     return made
@@ -141,7 +144,7 @@ def fuse_decoder(model: Any) -> bool:
 
 @contextmanager
 def fused_decoder(model: Any) -> Iterator[None]:
-    """`fuse_decoder` for a while; the plain layers stay in memory and come back."""
+    """`fuse_decoder` for a while; then the plain layers come back."""
     plain = _replaced(model)
     try:
         yield

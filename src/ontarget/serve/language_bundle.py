@@ -33,12 +33,14 @@ class LanguageBundle:
     def __init__(self, path: Path, info: dict[str, Any], *, device: str = "cpu") -> None:
         from ontarget.adapt.lookup_answers import METHODS
         from ontarget.pool.language_models import DTYPES, load_language_model
+        from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 
         self.path, self.info = path, info
         self.source = None
         if info["method"] not in METHODS:
             dtype = info["dtype"] if info["dtype"] in DTYPES else None  # few bits: as stored
             self.source = load_language_model(str(path), dtype=dtype, device=device)
+            lay_out_to_answer(self.source.model)
 
     def answer(self, prompts: Sequence[str], *, context: Context = Context()) -> list[str]:
         """One answer for each prompt, as they were judged: greedy."""
@@ -80,6 +82,16 @@ class LanguageBundle:
 
 def is_language_bundle(path: Path) -> bool:
     return (path / INFO).is_file()
+
+
+def bundled_type(folder: Path) -> str | None:
+    """The type of a bundle's weights that its fit has chosen: float32 or bfloat16; None for other folders."""
+    from ontarget.pool.language_models import DTYPES
+
+    if not is_language_bundle(folder):
+        return None
+    found = json.loads((folder / INFO).read_text(encoding="utf-8")).get("dtype")
+    return found if found in DTYPES else None
 
 
 def load_language_bundle(path: Path, *, device: str = "cpu") -> LanguageBundle:

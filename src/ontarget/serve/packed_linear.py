@@ -58,33 +58,40 @@ def pack_linears(module: nn.Module) -> int:
 
     The output layer of a language model keeps its plain weight too, as embeddings may share it.
     """
-    count = len(_replaced(module))
-    if count:
+    places = _places(module)
+    for parent, name, is_head in places:  # each plain weight goes before the next one is laid out
+        setattr(parent, name, PackedLinear(getattr(parent, name), keep_weight=is_head))
+        return_memory()
+    if places:
+        # A file that was mapped to load from stays in memory, whole, as long as one of its tensors is used.
+        for left in [*module.parameters(), *module.buffers()]:
+            if left.device.type == "cpu":
+                left.data = left.data.clone()
         return_memory()  # of the plain weights, as large as the model
-    return count
+    return len(places)
 
 
 @contextmanager
 def packed_linears(module: nn.Module) -> Iterator[None]:
     """`pack_linears` for a while; the plain layers stay in memory and come back."""
-    replaced = _replaced(module)
+    plain: list[tuple[nn.Module, str, nn.Linear]] = []
+    for parent, name, is_head in _places(module):
+        child = getattr(parent, name)
+        setattr(parent, name, PackedLinear(child, keep_weight=is_head))
+        plain.append((parent, name, child))
     try:
         yield
     finally:
-        for parent, name, child in replaced:
+        for parent, name, child in plain:
             setattr(parent, name, child)
 
 
-def _replaced(module: nn.Module) -> list[tuple[nn.Module, str, nn.Linear]]:
-    found: list[tuple[nn.Module, str, nn.Linear]] = []
+def _places(module: nn.Module) -> list[tuple[nn.Module, str, bool]]:
+    """Where linear layers are that can be packed: parent, name, and whether it is the output layer."""
     outputs: Any = getattr(module, "get_output_embeddings", None)
     head = outputs() if outputs else None
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and can_pack(child):
-                setattr(parent, name, PackedLinear(child, keep_weight=child is head))
-                found.append((parent, name, child))
-    return found
+    return [(parent, name, child is head) for parent in module.modules() for name, child in parent.named_children()
+            if type(child) is nn.Linear and can_pack(child)]  # fmt: skip
 
 
 def can_pack(linear: nn.Linear) -> bool:

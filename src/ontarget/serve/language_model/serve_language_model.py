@@ -39,12 +39,10 @@ def serve_language_model(
     import torch
     import uvicorn
 
-    from ontarget.compress.packed_checkpoint import is_packed
-    from ontarget.pool.language_models import fetched_folder, load_language_model
-    from ontarget.serve.fused_decoder import fuse_decoder
+    from ontarget.pool.language_models import load_language_model
     from ontarget.serve.language_model.draft_decoding import open_draft
     from ontarget.serve.language_model.prompts import chat_start_of
-    from ontarget.serve.packed_linear import pack_linears
+    from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 
     if api_key == "":
         raise SettingError("The API key is empty.", allowed="one character or more", option="--api-key")
@@ -52,14 +50,8 @@ def serve_language_model(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        # 16-bit types are slow on many CPUs; few bits have layers of their own for a CPU.
-        stored = device != "cpu" or is_packed(fetched_folder(locator))
-        model = load_language_model(
-            locator, device=device, dtype=dtype or (None if stored else "float32"), window=window
-        )
-        if device == "cpu":
-            fuse_decoder(model.model)
-            pack_linears(model.model)
+        model = load_language_model(locator, device=device, dtype=dtype or _type_of(locator, device), window=window)
+        lay_out_to_answer(model.model)
         drafting = None if draft is None else open_draft(model, draft, always=draft_always, say=say)
         thread = make_thread(model, limits, draft=drafting)
         start = chat_start_of(Path(locator.removeprefix("file:")))  # a bundle knows how its prompts are asked
@@ -79,3 +71,15 @@ def serve_language_model(
             thread.close()
     finally:
         listening.close()
+
+
+def _type_of(locator: str, device: str) -> str | None:
+    """What a model is loaded as where nobody says: None is as stored."""
+    from ontarget.compress.packed_checkpoint import is_packed
+    from ontarget.pool.language_models import fetched_folder
+    from ontarget.serve.language_bundle import bundled_type
+
+    folder = fetched_folder(locator)
+    if device != "cpu" or is_packed(folder):  # few bits have layers of their own for a CPU
+        return None
+    return bundled_type(folder) or "float32"  # 16-bit types are slow on many CPUs; a fit has measured them
