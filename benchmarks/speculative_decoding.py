@@ -4,18 +4,20 @@
     OMP_NUM_THREADS=1 python benchmarks/speculative_decoding.py --work WORK --model hub:LARGE --assistant hub:SMALL
 
 Prompts: first halves of docstrings; the last tenth, of modules apart, is held out (or --prompts FILE, its last tenth).
-The head is trained on the model's own greedy replies to the others. All ways answer the same held-out prompts one at a
-time, greedily, in turns, and each round begins with another way; medians over rounds. Transformers' ways have the model
-as it is loaded, ours fused layers and the layout of `pack_linears`. "ours" is the shape that the automatic choice takes
-(measured on other held-out prompts), "plain ours" is what it falls back to. Whether the tokens equal those of plain
-transformers is recorded for every way. Target: ours at least 1.3 times as fast as plain transformers, and as each of
-its other ways.
+The head is trained on the model's own greedy replies to the others, and so is, for as many epochs, an assistant of five
+of the model's layers, where --assistant names none (`small_assistant.py`). All ways answer the same held-out prompts
+one at a time, greedily, in turns, and each round begins with another way; medians over rounds. Transformers' ways have
+the model as it is loaded, ours fused layers and the layout of `pack_linears`. "ours" is the shape that the automatic
+choice takes (measured on other held-out prompts), "plain ours" is what it falls back to. Whether the tokens equal those
+of plain transformers is recorded for every way. Target: ours at least 1.3 times as fast as plain transformers, and as
+each of its other ways.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import math
 import statistics
 import sysconfig
 import time
@@ -36,6 +38,7 @@ from ontarget.serve.speculative.make_draft import make_draft
 from ontarget.serve.speculative.worth_it import SHAPES, worth_it
 from ontarget.values import Context
 from record import record
+from small_assistant import make_assistant
 
 
 def docstring_prompts(count: int) -> list[str]:
@@ -78,7 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--model", default=DEFAULT)
-    parser.add_argument("--assistant", help="a smaller model with the same tokenizer")
+    parser.add_argument("--assistant", help="a smaller model with the same tokenizer; else one of its layers is tuned")
+    parser.add_argument("--assistant-layers", type=int, default=5, help="0: no assistant is tuned")
     parser.add_argument("--prompts", type=Path)
     parser.add_argument("--column", default="text")
     parser.add_argument("--count", type=int, default=400)
@@ -103,6 +107,13 @@ def main() -> None:
         if not (folder / CONFIG).exists():
             make_draft(source, prompts, folder, max_new_tokens=given.max_new_tokens, epochs=given.epochs,
                        learning_rate=given.learning_rate, context=context)  # fmt: skip
+        assistant = given.assistant
+        if assistant is None and given.assistant_layers:
+            assistant = str(given.work / f"assistant-{given.assistant_layers}")
+            if not Path(assistant).exists():
+                trained_on = [source.prompt_ids(text) for text in prompts[: len(prompts) - max(1, len(prompts) // 10)]]
+                make_assistant(source, trained_on, folder, Path(assistant), layers=given.assistant_layers,
+                               max_new_tokens=given.max_new_tokens, epochs=given.epochs, context=context)  # fmt: skip
         model = load_language_model(given.model, dtype=given.dtype, device=given.device).model
         head = load_draft_head(folder, model)
         fuse_decoder(model)
@@ -122,20 +133,22 @@ def main() -> None:
             ways[f"ours, {shape.name}"] = lambda ids, shape=shape: _flat(
                 generate(model, head, ids, shape=shape, **settings)
             )
-        if given.assistant:
-            assistant = load_language_model(given.assistant, dtype=given.dtype, device=given.device).model
-            ways["transformers, assistant"] = _theirs(source, given.max_new_tokens, assistant_model=assistant)
+        if assistant:
+            helper = load_language_model(assistant, dtype=given.dtype, device=given.device).model
+            ways["transformers, assistant"] = _theirs(source, given.max_new_tokens, assistant_model=helper)
         rows = _measured(ways, asked, given.rounds, progress)
     speeds = {name: row["tokens_per_second"] for name, row in rows.items()}
     best_theirs = max(speed for name, speed in speeds.items() if name.startswith("transformers"))
     record(
         f"speculative_decoding-{given.device}",
         headline=f"ours {speeds['ours']:.1f} tokens/s, transformers {speeds['transformers']:.1f}, with prompt lookup "
-        f"{speeds['transformers, prompt lookup']:.1f} ({given.model}, {given.device}); {verdict.text}",
+        f"{speeds['transformers, prompt lookup']:.1f}, with an assistant "
+        f"{speeds.get('transformers, assistant', math.nan):.1f} ({given.model}, {given.device}); {verdict.text}",
         passed=speeds["ours"] >= 1.3 * speeds["transformers"] and speeds["ours"] >= best_theirs,
         ratio=speeds["ours"] / speeds["transformers"],
         ways=rows,
         model=given.model,
+        assistant=given.assistant or f"{given.assistant_layers} layers, tuned",
         prompts=len(asked),
         trained_on=len(prompts) - len(held_out),
         epochs=given.epochs,

@@ -15,6 +15,7 @@ from ontarget.latency_table import LatencyTable, Setting
 from ontarget.search.mobile_space import CHOICES, ZERO, MobileSpace, build
 from ontarget.search.proxyless import (
     Costs,
+    _joined,
     draw_code,
     full_step,
     most_probable,
@@ -176,6 +177,33 @@ def test_a_strong_latency_term_finds_the_fastest_network_and_none_does_not() -> 
     assert len(found.history) == 9 and found.history[-1]["expected_ms"] < found.history[0]["expected_ms"]
     again = proxyless(small(), rows, rows, strength=(50.0, 0.0), **common)  # type: ignore[arg-type]
     assert again.probabilities == found.probabilities or again.code == found.code
+
+
+def test_the_limit_counts_latency_above_it_alone() -> None:
+    of = _joined("limit", (2.0, 0.0), 0.5)
+    for expected, loss, slope in ((0.4, 1.0, 0.0), (0.75, 2.0, 4.0)):
+        ms = torch.tensor(expected, requires_grad=True)
+        found = of(torch.tensor(1.0), ms)
+        found.backward()  # type: ignore[no-untyped-call]
+        assert float(found) == pytest.approx(loss) and float(ms.grad) == pytest.approx(slope)  # type: ignore[arg-type]
+
+
+def test_a_search_with_a_limit_ends_at_it_and_not_at_the_fastest_network() -> None:
+    space = small()
+    rows = TensorDataset(torch.randn(48, 1, 8, 8), torch.randint(0, 3, (48,)))
+    table = table_of(space, scale=20.0)
+    costs = Costs(space, table)
+    fastest = costs.of(costs.fastest())
+    limit = 0.5 * (fastest + costs.of((5, 5, 5)))
+    found = {
+        kind: proxyless(
+            small(), rows, rows, table=table, latency_ms=limit, epochs=8, warm_up_epochs=1, batch_size=16,
+            architecture_rate=0.2, architecture_every=1, latency_loss=kind, strength=(50.0, 0.0),  # type: ignore[arg-type]
+        ).expected_ms
+        for kind in ("add", "limit")
+    }  # fmt: skip
+    assert found["add"] < fastest + 0.1 * (limit - fastest)
+    assert fastest + 0.5 * (limit - fastest) < found["limit"] < 1.1 * limit
 
 
 def test_same_seed_same_search() -> None:

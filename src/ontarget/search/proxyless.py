@@ -12,7 +12,8 @@ Every mixed edge has logits a, p = softmax(a), and a gate g, one-hot, drawn from
 gradient is dL/dg_k = <o_k(x), dL/dy> for every candidate k; the candidates that did not run are computed one after the
 other during the backward pass and kept nowhere. dL/da_i = sum_j dL/dg_j p_j (delta_ij - p_i). Latency is added as
 E = constant + sum over edges of sum_j p_j t_j, with t from the device's table: L = CE * alpha (log E / log ref)^beta,
-or CE + lambda (E - ref) / ref.
+or CE + lambda (E - ref) / ref. Both reward every millisecond less, also below the reference. CE + lambda max(0,
+(E - ref) / ref) counts only what is above it (choice: the hard constraint of MnasNet's reward, for gradients).
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from ontarget.values import Context
 
 Mode = Literal["full", "two", "reinforce"]
 MODES = ("full", "two", "reinforce")
+LatencyLoss = Literal["multiply", "add", "limit"]
+LATENCY_LOSSES = ("multiply", "add", "limit")
 BASELINE_MOMENTUM = 0.9  # of REINFORCE's mean reward (choice; the official code keeps 0.01 of the old one)
 SAMPLES = 10  # networks a REINFORCE step
 
@@ -73,7 +76,7 @@ def proxyless(
     label_smoothing: float = 0.1,
     architecture_rate: float = 1e-3,
     architecture_every: int = 5,
-    latency_loss: Literal["multiply", "add"] = "multiply",
+    latency_loss: LatencyLoss = "multiply",
     strength: tuple[float, float] = (0.2, 0.3),
     checkpoint: Path | None = None,
     context: Context = Context(),
@@ -84,8 +87,9 @@ def proxyless(
     table: entries for every operator of the space. latency_ms: the reference of the latency term, above 0.
     mode: "full" computes all candidates for the gates' gradients, "two" draws two paths and updates those alone,
         "reinforce" rewards accuracy * (ref / latency)^0.1 of drawn networks.
-    latency_loss: "multiply" with strength (alpha, beta), or "add" with strength (lambda, unused). alpha scales the
-        loss as a whole and so does nothing under Adam; without a latency term: ``("add", (0, 0))``.
+    latency_loss: "multiply" with strength (alpha, beta), or "add" or "limit" with strength (lambda, unused); "limit"
+        ends near the reference and not far below it. alpha scales the loss as a whole and so does nothing under Adam;
+        without a latency term: ``("add", (0, 0))``.
     epochs of the joint search after ``warm_up_epochs`` with weights alone; both on a cosine from their own rate. The
         architecture is left alone in the first epoch and then takes one step of Adam every ``architecture_every``.
     checkpoint: a file in which the state is kept after each epoch, and from which a killed search goes on.
@@ -387,7 +391,10 @@ def _joined(kind: str, strength: tuple[float, float], reference_ms: float) -> Ca
     def add(loss: Tensor, expected_ms: Tensor) -> Tensor:
         return loss + strength[0] * (expected_ms - reference_ms) / reference_ms
 
-    return multiply if kind == "multiply" else add
+    def limit(loss: Tensor, expected_ms: Tensor) -> Tensor:
+        return loss + strength[0] * ((expected_ms - reference_ms) / reference_ms).clamp(min=0.0)
+
+    return {"multiply": multiply, "add": add, "limit": limit}[kind]
 
 
 def _entropy(probabilities: Tensor) -> float:
@@ -397,8 +404,10 @@ def _entropy(probabilities: Tensor) -> float:
 def _check(mode: str, latency_ms: float, epochs: int, warm_up_epochs: int, latency_loss: str) -> None:
     if mode not in MODES:
         raise SettingError(f"mode is '{mode}'.", allowed=", ".join(MODES), option="mode")
-    if latency_loss not in ("multiply", "add"):
-        raise SettingError(f"latency_loss is '{latency_loss}'.", allowed="multiply, add", option="latency_loss")
+    if latency_loss not in LATENCY_LOSSES:
+        raise SettingError(
+            f"latency_loss is '{latency_loss}'.", allowed=", ".join(LATENCY_LOSSES), option="latency_loss"
+        )
     if not latency_ms > 0.001:
         raise SettingError(f"latency_ms is {latency_ms}.", allowed="more than 0.001", option="latency_ms")
     if epochs < 1 or warm_up_epochs < 0:
