@@ -7,6 +7,10 @@ on 10,000 images: the network that the search finds, made to fit the target (the
 same from a search without a latency term; the mean of 8 random networks within 10% of the target. Logits learn at 0.02,
 every second step (choice: 400 steps here, 100,000 in the paper, move them as far).
 
+The search's latency term counts what is above the target alone, with a strength of 1 (choice; on seed 100 the expected
+latency ends at 0.99 of the target). The paper's own terms reward every millisecond less: its networks then take about
+half of the target's latency, and the comparison is not at equal latency. That is an arm of its own, "published term".
+
 Also recorded: measured over target latency, Kendall's tau of table and measurement, and the memory that the search adds
 over the memory that training one path adds, both in fresh processes.
 """
@@ -36,7 +40,7 @@ STATEMENT = (
 )
 DATA = "Fashion-MNIST: 5,000 training images, 1,000 of them for the architecture; 10,000 test images"
 BUDGET = "equal latency by the device's table; the same epochs, batches and rates for every network from scratch"
-ARMS = ("proxyless", "random", "no latency term")
+ARMS = ("proxyless", "random", "no latency term", "published term")
 PAIRS = (("proxyless", "random"), ("proxyless", "no latency term"))
 SEEDS = 3
 MEASURE = "accuracy"
@@ -118,8 +122,9 @@ def run(seed: int, context: Context) -> dict[str, dict[str, Any]]:
     results: dict[str, dict[str, Any]] = {}
     networks: dict[str, Any] = {}
     for arm, loss, strength in (
-        ("proxyless", "multiply", (1.0, 0.6)),
+        ("proxyless", "limit", (1.0, 0.0)),
         ("no latency term", "add", (0.0, 0.0)),
+        ("published term", "multiply", (1.0, 0.6)),
     ):
         space = space_of(seed)
         found = proxyless(

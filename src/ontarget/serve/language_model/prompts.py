@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,23 +48,46 @@ class Prompts:
     ) -> None:
         self._start = start
         self._tokenizer, self.window, self.vocabulary, self.most_new = tokenizer, window, vocabulary, most_new
+        self._special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
         # A text longer than this cannot fit, so that it is refused before the work of splitting it.
         self._most_characters = window * max((len(token) for token in tokenizer.get_vocab()), default=1)
 
     def of_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Ids by the chat template. Raises ApiError: there is none, it refuses the roles, or the text is too long."""
+        """Ids by the chat template. What looks like a special token in a message is read as the letters that it is made
+        of, so that no message can end itself and speak for another role. Raises ApiError: there is no template, it
+        refuses the roles, or the text is too long."""
         if not getattr(self._tokenizer, "chat_template", None):
             raise ApiError(400, "This model's tokenizer has no chat template; use /v1/completions with a prompt.",
                            param="messages", code="no_chat_template")  # fmt: skip
         given = self._start.before([message.for_template() for message in messages])
         self._check_characters(sum(len(message["content"]) for message in given), "messages")
+        if any(token in message["content"] for message in given for token in self._special):
+            return self._apart(given)
+        return self._ids(self._rendered(given), special=False)
+
+    def _rendered(self, messages: list[dict[str, str]]) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
         except Exception as error:  # templates raise errors of their own
             raise ApiError(
                 400, f"The model's chat template refuses these messages: {error}.", param="messages"
             ) from error
-        return self._ids(text, special=False)
+
+    def _apart(self, messages: list[dict[str, str]]) -> list[int]:
+        """Ids of the template's text and of the messages' contents, each split into tokens by itself."""
+        mark = secrets.token_hex(16)  # nobody can have written it
+        marked = [{**message, "content": f"{mark}{at}{mark}"} for at, message in enumerate(messages)]
+        parts = re.split(f"{mark}([0-9]+){mark}", self._rendered(marked))
+        ids: list[int] = []
+        for at, part in enumerate(parts):
+            if at % 2:
+                content = messages[int(part)]["content"]
+                ids += self._tokenizer(content, add_special_tokens=False, split_special_tokens=True, verbose=False)[
+                    "input_ids"
+                ]
+            elif part:
+                ids += self._ids(part, special=False)
+        return ids
 
     def of_text(self, prompt: str | list[int]) -> list[int]:
         """Ids, with what the tokenizer puts before a text. Raises ApiError: none, ids of no token, or too long."""
