@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -135,6 +136,20 @@ def test_for_a_while() -> None:
     with fused_decoder(model):
         assert type(model.base_model.layers[0]) is FusedDecoderLayer
     assert list(model.base_model.layers) == before
+
+
+def test_nothing_is_held_twice_and_the_plain_model_can_be_saved_afterwards(tmp_path: Path) -> None:
+    model = made("Llama with biases")
+    wanted = {name: value.clone() for name, value in model.state_dict().items()}
+    with fused_decoder(model):
+        layer = model.base_model.layers[0]
+        whole = layer.project.weight.untyped_storage()
+    attention = model.base_model.layers[0].self_attn
+    for part in (attention.q_proj, attention.k_proj, attention.v_proj):
+        assert part.weight.untyped_storage().data_ptr() == whole.data_ptr()
+    model.save_pretrained(tmp_path, safe_serialization=True)
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert again.keys() == wanted.keys() and all(torch.equal(again[name], wanted[name]) for name in wanted)
 
 
 def test_layers_whose_scores_differ_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ontarget.serve.language_bundle import bundled_type, load_language_bundle, w
 from ontarget.serve.language_model.serve_language_model import _type_of
 from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 from ontarget.serve.packed_linear import PackedLinear
+from ontarget.testing.tiny_llama import letter_tokenizer, write_tiny_llama
 
 PROMPTS = ["ab", "c", "hello you", "abcdefgh" * 4]  # of many lengths, so that a batch is padded
 
@@ -64,3 +66,20 @@ def test_a_bundle_answers_and_is_served_in_the_form_that_was_chosen(
 def test_a_plain_folder_is_served_in_float32(tiny_language_model: Path) -> None:
     assert json.loads((tiny_language_model / "config.json").read_text())["model_type"] == "llama"
     assert bundled_type(tiny_language_model) is None and _type_of(str(tiny_language_model), "cpu") == "float32"
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")
+def test_the_file_that_weights_were_mapped_from_is_let_go(tmp_path: Path) -> None:
+    folder = write_tiny_llama(tmp_path / "model", letter_tokenizer(), dtype="bfloat16", tie_word_embeddings=True)
+
+    def mapped() -> bool:
+        gc.collect()
+        return str(folder / "model.safetensors") in Path("/proc/self/maps").read_text()
+
+    source = load_language_model(str(folder), dtype="bfloat16")
+    said = generate_answers(source, PROMPTS, max_new_tokens=4)
+    if not mapped():
+        pytest.skip("this release of safetensors copies")
+    lay_out_to_answer(source.model)
+    assert not mapped()
+    assert generate_answers(source, PROMPTS, max_new_tokens=4) == said
