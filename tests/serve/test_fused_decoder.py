@@ -10,9 +10,9 @@ import pytest
 import torch
 import transformers
 
-from ontarget.compress.gwq_linear import use_packed_layers
+from ontarget.compress.gwq_linear import MANY, GwqLinear, use_packed_layers
 from ontarget.compress.quantise_language_model import quantise_language_model
-from ontarget.serve.fused_decoder import FusedDecoderLayer, fuse_decoder, fused_decoder
+from ontarget.serve.fused_decoder import Beside, FusedDecoderLayer, fuse_decoder, fused_decoder
 from ontarget.serve.language_model.batch_decoder import BatchDecoder, Generation
 from ontarget.serve.language_model.forward import BatchedForward
 from ontarget.serve.language_model.sampling import Sampling
@@ -115,9 +115,28 @@ def test_layers_in_few_bits_stay_in_them() -> None:
     use_packed_layers(model, packed.matrices, dtype=torch.float32)
     fused = copy.deepcopy(model)
     assert fuse_decoder(fused)
+    assert type(fused.base_model.layers[0].project) is Beside  # written out for each call in this type
     ids = torch.tensor([prompt(20, 0)])
     with torch.inference_mode():
         torch.testing.assert_close(fused(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_in_few_bits_are_joined_and_laid_out() -> None:
+    """Texts that are longer and shorter than what the kernel is used for; in bfloat16, which rounds coarsely."""
+    settings = {"hidden_size": 192, "intermediate_size": 128, "initializer_range": 0.1}
+    packed = quantise_language_model(made("Llama", **settings), torch.arange(60).numpy(), bits=4, group=32)
+    model, fused = (made("Llama", **settings).bfloat16() for _ in range(2))
+    for one in (model, fused):
+        use_packed_layers(one, packed.matrices)
+    assert fuse_decoder(fused)
+    assert type(fused.base_model.layers[0].project) is GwqLinear
+    pack_linears(fused)
+    for length in (5, MANY[4] + 20):
+        ids = torch.tensor([prompt(length, 0)])
+        with torch.inference_mode():
+            found, wanted = fused(ids).logits.float(), model(ids).logits.float()
+        assert float((found - wanted).norm() / wanted.norm()) < 0.03
+    assert not any(one.is_inference() for one in [*fused.parameters(), *fused.buffers()])
 
 
 def test_what_is_not_known_is_left_alone() -> None:

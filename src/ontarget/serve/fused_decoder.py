@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ontarget.compress.gwq_linear import GwqLinear, join
 from ontarget.pool.language_models import cache_argument
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
@@ -95,7 +96,7 @@ def norm(layer: Any, hidden: Tensor) -> Tensor:
 
 
 class Beside(nn.Module):
-    """Layers whose results stand beside each other: those that cannot be one product, such as packed ones."""
+    """Layers whose results stand beside each other: those that cannot be one product."""
 
     def __init__(self, *layers: nn.Module) -> None:
         super().__init__()
@@ -108,6 +109,8 @@ class Beside(nn.Module):
 def joined(*layers: Any) -> nn.Module:
     """One linear layer with the outputs of all, in their order; `Beside` where some are of another kind. The weights
     of the given ones become parts of the joined one, so that nothing is held twice."""
+    if all(type(layer) is GwqLinear for layer in layers):
+        return join(layers) or Beside(*layers)
     biased = {getattr(layer, "bias", None) is not None for layer in layers}
     if any(type(layer) is not nn.Linear for layer in layers) or len(biased) > 1:
         return Beside(*layers)
@@ -163,8 +166,9 @@ def _replaced(model: Any) -> list[nn.Module]:
     wanted = _scores(model)
     turns = Turns()
     try:
-        for at, layer in enumerate(plain):
-            layers[at] = FusedDecoderLayer(layer, turns)
+        with torch.inference_mode(False), torch.no_grad():  # weights that outlive this function are plain tensors
+            for at, layer in enumerate(plain):
+                layers[at] = FusedDecoderLayer(layer, turns)
         found = _scores(model)
         far = TOLERANCE.get(model.dtype, 1e-3) * float(wanted.std())
         good = bool(((found - wanted).abs() <= far).all())
