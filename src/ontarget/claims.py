@@ -210,7 +210,9 @@ def environment() -> dict[str, Any]:
 def results() -> dict[str, dict[str, Any]]:
     """Number as two digits -> newest recorded result."""
     newest: dict[str, dict[str, Any]] = {}
-    for path in sorted((claims_folder() / "results").glob("*.json"), key=lambda path: (path.name[:2], len(path.name))):
+    recorded = (claims_folder() / "results").glob("*.json")
+    # A later record has its time in its name.
+    for path in sorted(recorded, key=lambda path: (path.name[:2], len(path.name), path.name)):
         newest[path.name[:2]] = json.loads(path.read_text())
     return newest
 

@@ -32,7 +32,7 @@ from ontarget.values import Array, Context, TargetData
 IMPORTANCE_ROWS = 512  # training rows that the importance of heads and neurons is told from, at most (choice)
 LEAST_IMPORTANCE_ROWS = 96  # and at least, where a pass is slow (choice)
 IMPORTANCE_SHARE = 0.25  # of the super-network's time that this may take (choice)
-MOST_TUNING_EPOCHS = 4  # of a slice by itself (choice)
+MOST_TUNING_EPOCHS = 15  # of a slice by itself (choice; see benchmarks/instatune_half_latency.py)
 BATCH = 32  # rows of a step of InstaTune (choice)
 
 
