@@ -15,8 +15,7 @@ def serve(
         str, typer.Argument(help="Bundle folder; or language model: folder, zoo:smollm2-135m, hub:org/name")
     ],
     host: Annotated[str, typer.Option(help="Address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; of a language model: 0 takes a free one", min=0,
-                                      max=65535)] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one", min=0, max=65535)] = 8000,
     threads: Annotated[int | None, typer.Option(help="CPU threads of the served model; all cores")] = None,
     max_body_mb: Annotated[float, typer.Option(help="Largest request body, MiB")] = 10.0,
     timeout_s: Annotated[
