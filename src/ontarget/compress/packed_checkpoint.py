@@ -238,10 +238,13 @@ def load_packed(folder: Path, *, dtype: str = "bfloat16", path: str = "auto") ->
 
 
 def _in_few_bits(folder: Path, packed: PackedModel, kind: torch.dtype, path: str) -> Any:
+    """``packed``, as `read_packed` gave it, is emptied: unpacked codes are a byte a weight, and go one by one."""
     from ontarget.compress.gwq_linear import use_packed_layers
 
     model = _built(folder, packed, None, kind)
-    use_packed_layers(model, packed.matrices, dtype=kind, path=path)
+    matrices: Any = packed.matrices
+    for name in list(matrices):
+        use_packed_layers(model, {name: matrices.pop(name)}, dtype=kind, path=path)
     return model
 
 
