@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ontarget.compress.gwq_linear import GwqLinear, join
+from ontarget.device import return_memory
 from ontarget.pool.language_models import cache_argument
 
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
@@ -169,6 +170,7 @@ def _replaced(model: Any) -> list[nn.Module]:
         with torch.inference_mode(False), torch.no_grad():  # weights that outlive this function are plain tensors
             for at, layer in enumerate(plain):
                 layers[at] = FusedDecoderLayer(layer, turns)
+                return_memory()
         found = _scores(model)
         far = TOLERANCE.get(model.dtype, 1e-3) * float(wanted.std())
         good = bool(((found - wanted).abs() <= far).all())
