@@ -8,12 +8,12 @@ Target of the search: 95% of the true front's hypervolume in at most half the re
 - Thompson: Gaussian processes (Matern 5/2 on one-hot codes) of both objectives; each of 10 networks a round is the best
   of one draw from them for a weighting that is drawn too;
 - all known: ConcurrentNAS's own predictors, fitted on the whole table before the search begins; networks are evaluated
-  from the front that they predict outwards. Fewer evaluations than that no choice by such predictors can need.
+  from the front that they predict outwards: about what a choice by such predictors needs at least.
 
 Also: the smallest set of networks that has 95% of the hypervolume (greedy), and how much of the variance of error and
 latency the predictors explain at all (cross-validated on the whole table).
 
-    python benchmarks/concurrent_nas_limits.py        # about an hour, most of it for the table, which is kept
+    python benchmarks/concurrent_nas_limits.py        # about 95 minutes, most for the table, which is kept
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def all_known(space: Any, claim: Any) -> tuple[Callable[[Any], Any], dict[str, f
         left = np.arange(len(codes))
         while len(left):
             front = left[non_dominated(predicted[left])]
-            # Spread over the front first: every second one, then those between.
+            # Spread over the front first, about eight of it, then those between.
             order = front[np.argsort(predicted[front, 1])]
             step = max(1, len(order) // 8)
             for at in [at for offset in range(step) for at in range(offset, len(order), step)]:

@@ -15,9 +15,10 @@ from ontarget.latency_table import LatencyTable, Setting
 from ontarget.search.mobile_space import CHOICES, ZERO, MobileSpace, build
 from ontarget.search.proxyless import (
     Costs,
-    _joined,
+    LatencyLoss,
     draw_code,
     full_step,
+    joined_loss,
     most_probable,
     proxyless,
     reinforce_step,
@@ -180,12 +181,12 @@ def test_a_strong_latency_term_finds_the_fastest_network_and_none_does_not() -> 
 
 
 def test_the_limit_counts_latency_above_it_alone() -> None:
-    of = _joined("limit", (2.0, 0.0), 0.5)
+    of = joined_loss("limit", (2.0, 0.0), 0.5)
     for expected, loss, slope in ((0.4, 1.0, 0.0), (0.75, 2.0, 4.0)):
         ms = torch.tensor(expected, requires_grad=True)
         found = of(torch.tensor(1.0), ms)
-        found.backward()  # type: ignore[no-untyped-call]
-        assert float(found) == pytest.approx(loss) and float(ms.grad) == pytest.approx(slope)  # type: ignore[arg-type]
+        (gradient,) = torch.autograd.grad(found, ms)
+        assert found.item() == pytest.approx(loss) and gradient.item() == pytest.approx(slope)
 
 
 def test_a_search_with_a_limit_ends_at_it_and_not_at_the_fastest_network() -> None:
@@ -195,12 +196,13 @@ def test_a_search_with_a_limit_ends_at_it_and_not_at_the_fastest_network() -> No
     costs = Costs(space, table)
     fastest = costs.of(costs.fastest())
     limit = 0.5 * (fastest + costs.of((5, 5, 5)))
+    kinds: tuple[LatencyLoss, ...] = ("add", "limit")
     found = {
         kind: proxyless(
             small(), rows, rows, table=table, latency_ms=limit, epochs=8, warm_up_epochs=1, batch_size=16,
-            architecture_rate=0.2, architecture_every=1, latency_loss=kind, strength=(50.0, 0.0),  # type: ignore[arg-type]
+            architecture_rate=0.2, architecture_every=1, latency_loss=kind, strength=(50.0, 0.0),
         ).expected_ms
-        for kind in ("add", "limit")
+        for kind in kinds
     }  # fmt: skip
     assert found["add"] < fastest + 0.1 * (limit - fastest)
     assert fastest + 0.5 * (limit - fastest) < found["limit"] < 1.1 * limit

@@ -15,7 +15,7 @@ from ontarget.plan.language_speed import measure_speed
 from ontarget.pool.language_models import load_language_model
 from ontarget.serve.fused_decoder import FusedDecoderLayer
 from ontarget.serve.language_bundle import bundled_type, load_language_bundle, write_language_bundle
-from ontarget.serve.language_model.serve_language_model import _type_of
+from ontarget.serve.language_model.serve_language_model import served_type
 from ontarget.serve.lay_out_to_answer import lay_out_to_answer
 from ontarget.serve.packed_linear import PackedLinear
 from ontarget.testing.tiny_llama import letter_tokenizer, write_tiny_llama
@@ -59,13 +59,13 @@ def test_a_bundle_answers_and_is_served_in_the_form_that_was_chosen(
     known = dtype if dtype in ("float32", "bfloat16") else None
     assert str(bundle.source.model.dtype) == f"torch.{known or 'float32'}"
     assert bundled_type(tmp_path / "bundle") == known
-    assert _type_of(str(tmp_path / "bundle"), "cpu") == (known or "float32")
-    assert _type_of(str(tmp_path / "bundle"), "cuda") is None
+    assert served_type(str(tmp_path / "bundle"), "cpu") == (known or "float32")
+    assert served_type(str(tmp_path / "bundle"), "cuda") is None
 
 
 def test_a_plain_folder_is_served_in_float32(tiny_language_model: Path) -> None:
     assert json.loads((tiny_language_model / "config.json").read_text())["model_type"] == "llama"
-    assert bundled_type(tiny_language_model) is None and _type_of(str(tiny_language_model), "cpu") == "float32"
+    assert bundled_type(tiny_language_model) is None and served_type(str(tiny_language_model), "cpu") == "float32"
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux tells what is mapped")

@@ -152,7 +152,7 @@ def proxyless(
                         update = full_step if mode == "full" else two_step
                         update(
                             space, logits, architecture, criterion, images, labels, costs,
-                            _joined(latency_loss, strength, latency_ms), generator,
+                            joined_loss(latency_loss, strength, latency_ms), generator,
                         )  # fmt: skip
                 if context.progress is not None:
                     context.progress(done, total, f"ProxylessNAS: {phase}")
@@ -382,7 +382,7 @@ def most_probable(logits: Sequence[Tensor]) -> Code:
     return tuple(int(values.argmax()) for values in logits)
 
 
-def _joined(kind: str, strength: tuple[float, float], reference_ms: float) -> Callable[[Tensor, Tensor], Tensor]:
+def joined_loss(kind: str, strength: tuple[float, float], reference_ms: float) -> Callable[[Tensor, Tensor], Tensor]:
     def multiply(loss: Tensor, expected_ms: Tensor) -> Tensor:
         # In microseconds, so that logarithms of small latencies are positive (choice; the paper's are 80 ms and more).
         ratio = torch.log(1000 * expected_ms) / math.log(1000 * reference_ms)

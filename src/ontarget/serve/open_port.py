@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 from ontarget.errors import SettingError
 
@@ -30,3 +31,14 @@ def start_answering(taken: socket.socket) -> str:
     taken.listen(QUEUED)
     host, port = taken.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def answer_until_interrupted(app: Any, taken: socket.socket, **settings: Any) -> None:
+    """Run an ASGI application on the port until Ctrl+C or SIGTERM. settings: more of `uvicorn.Config`."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, **settings)
+    try:
+        uvicorn.Server(config).run(sockets=[taken])
+    except KeyboardInterrupt:  # raised again by uvicorn when all has ended
+        pass

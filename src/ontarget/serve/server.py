@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ontarget.errors import SettingError, require_extra
-from ontarget.serve.open_port import start_answering, take_port
+from ontarget.serve.open_port import answer_until_interrupted, start_answering, take_port
 
 MAX_TEXT_CHARACTERS = 100_000
 MAX_REQUEST_PIXELS = 25_000_000
@@ -169,8 +169,6 @@ def serve_bundle(
     """
     require_extra("fastapi", "serve", "Serving a bundle")
     require_extra("uvicorn", "serve", "Serving a bundle")
-    import uvicorn
-
     from ontarget.errors import RunError
     from ontarget.runtime import load_bundle
 
@@ -185,11 +183,7 @@ def serve_bundle(
             raise RunError(f"The bundle {path} fails its self-test ({details}).", next_step=f"ontarget doctor {path}")
         app = make_app(bundle, limits)
         say(f"{path.name}: {start_answering(taken)} (page to try it; POST /predict); Ctrl+C stops")
-        config = uvicorn.Config(app, log_level="warning", access_log=False)
-        try:
-            uvicorn.Server(config).run(sockets=[taken])
-        except KeyboardInterrupt:  # raised again by uvicorn when all has ended
-            pass
+        answer_until_interrupted(app, taken)
     finally:
         taken.close()
 

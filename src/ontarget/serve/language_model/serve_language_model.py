@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ontarget.errors import SettingError, require_extra
 from ontarget.serve.language_model.openai_api import LanguageLimits, make_app, make_thread
-from ontarget.serve.open_port import start_answering, take_port
+from ontarget.serve.open_port import answer_until_interrupted, start_answering, take_port
 
 DRAIN_S = 30  # for running requests, when the server is told to stop
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -37,7 +37,6 @@ def serve_language_model(
     require_extra("fastapi", "serve", "Serving a language model")
     require_extra("uvicorn", "serve", "Serving a language model")
     import torch
-    import uvicorn
 
     from ontarget.pool.language_models import load_language_model
     from ontarget.serve.language_model.draft_decoding import open_draft
@@ -50,7 +49,7 @@ def serve_language_model(
     try:
         if threads is not None:
             torch.set_num_threads(threads)
-        model = load_language_model(locator, device=device, dtype=dtype or _type_of(locator, device), window=window)
+        model = load_language_model(locator, device=device, dtype=dtype or served_type(locator, device), window=window)
         lay_out_to_answer(model.model)
         drafting = None if draft is None else open_draft(model, draft, always=draft_always, say=say)
         thread = make_thread(model, limits, draft=drafting)
@@ -60,20 +59,15 @@ def serve_language_model(
             say(f"Warning: anyone who can reach {host} can use this server; set ONTARGET_API_KEY or --api-key.")
         at = start_answering(listening)
         say(f"{model.name}: {at}/v1 ({limits.slots} slots, window {model.window} tokens); Ctrl+C stops")
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S, server_header=False
-        )
         try:
-            uvicorn.Server(config).run(sockets=[listening])
-        except KeyboardInterrupt:  # raised again by uvicorn when all has ended
-            pass
+            answer_until_interrupted(app, listening, timeout_graceful_shutdown=DRAIN_S, server_header=False)
         finally:
             thread.close()
     finally:
         listening.close()
 
 
-def _type_of(locator: str, device: str) -> str | None:
+def served_type(locator: str, device: str) -> str | None:
     """What a model is loaded as where nobody says: None is as stored."""
     from ontarget.compress.packed_checkpoint import is_packed
     from ontarget.pool.language_models import fetched_folder
