@@ -31,7 +31,9 @@ RUNTIMES = ("onnxruntime", "pytorch")
 PRECISIONS = ("float32", "bfloat16", "int8")
 ROUNDS = 9  # of all timings in turn (choice)
 ROUND_MS = 6.0  # that an operator runs in a round at least (choice)
-BUILDS = 3  # of a small network, over which the rounds are spread (choice)
+# Builds of a small network, over which the rounds are spread, one each at least (choice). PyTorch's are copies, which
+# cost next to nothing, and differ more from each other.
+BUILDS = {"onnxruntime": 3, "pytorch": 18}
 FEW_WEIGHTS = 5_000_000  # of a network up to which building it again is cheap (choice)
 WARM_UP_CALLS = 3
 OUTLIER = 3.5  # times the median absolute deviation, scaled to a normal's, that a round may be off (choice)
@@ -373,7 +375,7 @@ def time_builds(
 
     The same network built twice may differ by a tenth for as long as it lives, by where its memory lies.
     """
-    builds = BUILDS if sum(maker.weights for maker in makers) < FEW_WEIGHTS * len(makers) else 1
+    builds = BUILDS[setting.runtime] if sum(maker.weights for maker in makers) < FEW_WEIGHTS * len(makers) else 1
     found = []
     for build in range(builds):
         order = np.random.default_rng(build).permutation(len(makers))
