@@ -66,6 +66,56 @@ def test_slices_equal_the_super_network_and_have_no_more_than_their_part() -> No
     assert torch.allclose(space(ids, mask, space.largest), space(other, mask, space.largest), atol=1e-6)
 
 
+def test_layers_that_are_spread_are_those_of_the_full_network() -> None:
+    config = {**CONFIG, "layers": CONFIG["layers"][:1] * 6}
+    torch.manual_seed(0)
+    network = SlimBert(config)
+    space = ElasticBert(network, config, layers=(1, 3, 6), heads=(2, 4), hidden=(16, 32), length=8, depth="spread")
+    assert [space.kept((choice, *(0,) * 12)) for choice in range(3)] == [[0], [0, 2, 5], [0, 1, 2, 3, 4, 5]]
+    code = (1, *(1,) * 6, *(1,) * 6)
+    assert space.canonical(code) == (1, 1, 0, 1, 0, 0, 1, 1, 0, 1, 0, 0, 1)
+    ids, mask = tokens()
+    hidden = network.eval().embeddings(ids)
+    for at in (0, 2, 5):
+        hidden = network.feed_forwards[at](network.attentions[at](hidden, mask))
+    expected = network.head(hidden, mask)
+    assert torch.allclose(space(ids, mask, code), expected, atol=1e-6)
+    plain = space.eval().slice(code)
+    assert len(plain.attentions) == 3 and torch.allclose(plain(ids, mask), expected, atol=1e-6)
+    first = ElasticBert(network, config, layers=(3, 6), heads=(4,), hidden=(32,))
+    assert first.kept((0,) * 13) == [0, 1, 2]  # as published
+    with pytest.raises(SettingError, match="depth is 'last'"):
+        ElasticBert(network, config, layers=(3, 6), heads=(4,), hidden=(32,), depth="last")  # type: ignore[arg-type]
+
+
+def test_sub_networks_may_be_drawn_by_the_caller() -> None:
+    space, asked = space_of(), []
+    before = space.network.attentions[2].joint.weight.clone(), space.network.attentions[1].joint.weight.clone()
+
+    def smallest(generator: np.random.Generator) -> tuple[int, ...]:
+        asked.append(generator)
+        return space.canonical((0,) * len(space.slots))
+
+    instatune(space, learnable(32), epochs=2, batch_size=16, alpha=0.0, learning_rate=1e-3, drawn=smallest)
+    assert len(asked) == 4
+    # Of the smallest, taught by a detached network, the third layer is no part: only its decay changes it.
+    decayed = torch.allclose(space.network.attentions[2].joint.weight / before[0], torch.ones(()), atol=1e-4)
+    assert decayed and not torch.allclose(space.network.attentions[1].joint.weight, before[1], atol=1e-4)
+
+
+def test_without_a_teacher_a_network_is_fine_tuned_from_its_labels() -> None:
+    rows, space = learnable(16), space_of()
+    found, expected = space.slice(space.largest), space.slice(space.largest)
+    tune_slice(found, rows, teacher=None, epochs=1, batch_size=16, learning_rate=1e-3, warm_up=1.0)
+    optimizer = make_optimizer(expected.train(), 1e-3, 10.0, 0.01)
+    ids, mask, labels = next(batches(rows, 16, seed=0, epoch=0))
+    torch.nn.functional.cross_entropy(expected(ids, mask), labels).backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(expected.parameters(), 1.0)
+    optimizer.step()
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
 def test_the_source_is_reproduced_and_other_architectures_are_named() -> None:
     from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 

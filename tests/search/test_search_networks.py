@@ -291,7 +291,7 @@ def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path, monkeypatch
     sibling = ["--batch-size", "2", "--store", str(store), "--table", str(tmp_path / "two.json")]
     second = search("two", *sibling)
     taken = second["taken_over"]
-    slots = ["layers", *(f"heads of layer {at}" for at in range(4))]
+    slots = ["layers, spread", *(f"heads of layer {at}" for at in range(4))]
     assert taken["dropped"] == [list(row) for row in zip(slots, [["3"], ["3"], ["3"], ["3"], ["4"]], strict=True)]
     assert (taken["configurations"], taken["reduced_to"]) == (2 * 3**8, 2**4 * 3**4)
     assert taken["start"] == [list(best), list(fastest)] and taken["sources"][0]["setting"]["batch_size"] == 1

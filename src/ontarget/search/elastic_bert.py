@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ontarget.errors import SettingError
 from ontarget.parts.slim_bert import SlimBert, mixed
-from ontarget.search.elastic_transformer import HEAD_SHARES, WIDTH_SHARES, ElasticTransformer, shares_of
+from ontarget.search.elastic_transformer import HEAD_SHARES, WIDTH_SHARES, Depth, ElasticTransformer, shares_of
 from ontarget.search.space import Code, Operator, operator
 
 
@@ -155,7 +155,7 @@ def from_bert(model: Any, *, outputs: int, seed: int = 0) -> tuple[SlimBert, dic
     return network, config
 
 
-def elastic_bert(model: Any, *, outputs: int, length: int = 64) -> ElasticBert:
+def elastic_bert(model: Any, *, outputs: int, length: int = 64, depth: Depth = "first") -> ElasticBert:
     """The super-network of a transformers BertModel with the published shares of its sizes.
 
     Depth from two thirds (choice; {11, 12} of 12 for vision, {6..12} for BERT in the paper) to all layers.
@@ -164,5 +164,5 @@ def elastic_bert(model: Any, *, outputs: int, length: int = 64) -> ElasticBert:
     count, heads, hidden = len(config["layers"]), config["layers"][0]["heads"], config["layers"][0]["hidden"]
     return ElasticBert(
         network, config, layers=range(max(1, -(-2 * count // 3)), count + 1), heads=shares_of(heads, HEAD_SHARES),
-        hidden=shares_of(hidden, WIDTH_SHARES), length=length,
+        hidden=shares_of(hidden, WIDTH_SHARES), length=length, depth=depth,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ontarget.errors import SettingError
 from ontarget.parts.slim_llama import SlimLlama, grouped, visible_and_turns
-from ontarget.search.elastic_transformer import HEAD_SHARES, WIDTH_SHARES, ElasticTransformer, shares_of
+from ontarget.search.elastic_transformer import HEAD_SHARES, WIDTH_SHARES, Depth, ElasticTransformer, shares_of
 from ontarget.search.space import Code, Operator, operator
 
 
@@ -165,11 +165,11 @@ def from_llama(model: Any, *, outputs: int) -> tuple[SlimLlama, dict[str, Any]]:
     return network, config
 
 
-def elastic_llama(model: Any, *, outputs: int, length: int = 64) -> ElasticLlama:
+def elastic_llama(model: Any, *, outputs: int, length: int = 64, depth: Depth = "first") -> ElasticLlama:
     """The super-network of a transformers LlamaModel; sizes as in `elastic_bert.elastic_bert`."""
     network, config = from_llama(model, outputs=outputs)
     count, groups, hidden = len(config["layers"]), config["layers"][0]["groups"], config["layers"][0]["hidden"]
     return ElasticLlama(
         network, config, layers=range(max(1, -(-2 * count // 3)), count + 1), heads=shares_of(groups, HEAD_SHARES),
-        hidden=shares_of(hidden, WIDTH_SHARES), length=length,
+        hidden=shares_of(hidden, WIDTH_SHARES), length=length, depth=depth,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What elastic transformers share: the first layers of a pretrained model, and in each the first heads and neurons.
+"""What elastic transformers share: some layers of a pretrained model, and in each the first heads and neurons.
 
 The elastic sizes of InstaTune (arXiv 2308.15609, section 3) around an unchanged model; the hidden size is fixed.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ontarget.search.space import Code, Operator, Slot
 
 HEAD_SHARES = (0.5, 2 / 3, 5 / 6, 1.0)  # {6, 8, 10, 12} of 12
 WIDTH_SHARES = (0.5, 0.75, 1.0)
+Depth = Literal["first", "spread"]
 
 
 class ElasticTransformer(nn.Module, ABC):
@@ -24,8 +25,9 @@ class ElasticTransformer(nn.Module, ABC):
 
     input_ids, attention_mask int64 (N, T) and a code -> scores (N, C). layers: choices of the depth, ascending. heads,
     hidden: choices of every layer, ascending; ``unit`` says what is counted as heads. length: tokens that operators are
-    timed at. The last choice of each is the full model's; code 0 the smallest. The network has ``embeddings``,
-    ``attentions``, ``feed_forwards`` and ``head``. Raises SettingError for sizes beyond the model's.
+    timed at. depth: which layers a network of L keeps: the first L, as published, or L spread evenly from the first to
+    the last (choice). The last choice of each is the full model's; code 0 the smallest. The network has
+    ``embeddings``, ``attentions``, ``feed_forwards`` and ``head``. Raises SettingError for sizes beyond the model's.
     """
 
     unit: ClassVar[str] = "heads"
@@ -39,8 +41,11 @@ class ElasticTransformer(nn.Module, ABC):
         heads: Sequence[int],
         hidden: Sequence[int],
         length: int = 64,
+        depth: Depth = "first",
     ) -> None:
         super().__init__()
+        if depth not in ("first", "spread"):
+            raise SettingError(f"depth is '{depth}'.", allowed="first, spread", option="depth")
         full = config["layers"]
         largest = {"layers": len(full), self.unit: full[0][self.unit], "hidden": full[0]["hidden"]}
         for name, sizes in (("layers", layers), (self.unit, heads), ("hidden", hidden)):
@@ -50,12 +55,13 @@ class ElasticTransformer(nn.Module, ABC):
                 )
         self.network, self.full = network, config
         self.layers, self.heads, self.hidden = tuple(layers), tuple(heads), tuple(hidden)
-        self.length = length
-        depth = self.layers[-1]
+        self.length, self.depth = length, depth
+        most = self.layers[-1]
         self.slots = (
-            Slot("layers", len(layers), tuple(map(str, layers))),
-            *(Slot(f"{self.unit} of layer {at}", len(heads), tuple(map(str, heads))) for at in range(depth)),
-            *(Slot(f"neurons of layer {at}", len(hidden), tuple(map(str, hidden))) for at in range(depth)),
+            # Codes of the two depths mean different networks: stored ones (`population_store`) tell them apart by name.
+            Slot("layers" if depth == "first" else "layers, spread", len(layers), tuple(map(str, layers))),
+            *(Slot(f"{self.unit} of layer {at}", len(heads), tuple(map(str, heads))) for at in range(most)),
+            *(Slot(f"neurons of layer {at}", len(hidden), tuple(map(str, hidden))) for at in range(most)),
         )
 
     @property
@@ -63,24 +69,29 @@ class ElasticTransformer(nn.Module, ABC):
         """The code of the largest network."""
         return tuple(slot.choices - 1 for slot in self.slots)
 
+    def kept(self, code: Code) -> list[int]:
+        """The layers of the largest network that the code's keeps, ascending."""
+        most, count = self.layers[-1], self.layers[code[0]]
+        if self.depth == "first" or count == 1:
+            return list(range(count))
+        return [round(at * (most - 1) / (count - 1)) for at in range(count)]
+
     def sizes(self, code: Code) -> list[tuple[int, int]]:
         """(heads, neurons) of each layer that is kept."""
-        depth = self.layers[-1]
-        kept = self.layers[code[0]]
-        return [(self.heads[code[1 + at]], self.hidden[code[1 + depth + at]]) for at in range(kept)]
+        most = self.layers[-1]
+        return [(self.heads[code[1 + at]], self.hidden[code[1 + most + at]]) for at in self.kept(code)]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, code: Code) -> Tensor:
         hidden, context = self.begun(input_ids, attention_mask)
-        for at, (heads, neurons) in enumerate(self.sizes(code)):
+        for at, (heads, neurons) in zip(self.kept(code), self.sizes(code), strict=True):
             hidden = self.fed(at, self.attended(at, hidden, context, heads), neurons)
         scores: Tensor = self.network.head(hidden, attention_mask)
         return scores
 
     def canonical(self, code: Code) -> Code:
         """Heads and neurons of layers that are not kept are 0."""
-        depth, kept = self.layers[-1], self.layers[code[0]]
-        unused = (0,) * (depth - kept)
-        return (*code[: 1 + kept], *unused, *code[1 + depth : 1 + depth + kept], *unused)
+        most, kept = self.layers[-1], set(self.kept(code))
+        return (code[0], *(value if at % most in kept else 0 for at, value in enumerate(code[1:])))
 
     def config(self, code: Code) -> dict[str, Any]:
         """For the plain network."""
@@ -92,12 +103,12 @@ class ElasticTransformer(nn.Module, ABC):
         result = type(self.network)(self.config(code))
         state = {f"embeddings.{name}": value for name, value in self.network.embeddings.state_dict().items()}
         state |= {f"head.{name}": value for name, value in self.network.head.state_dict().items()}
-        for at, (heads, neurons) in enumerate(self.sizes(code)):
+        for to, (at, (heads, neurons)) in enumerate(zip(self.kept(code), self.sizes(code), strict=True)):
             parts = {
                 "attentions": self.attention_part(self.network.attentions[at], heads),
                 "feed_forwards": self.forward_part(self.network.feed_forwards[at], neurons),
             }
-            state |= {f"{kind}.{at}.{name}": value for kind, part in parts.items() for name, value in part.items()}
+            state |= {f"{kind}.{to}.{name}": value for kind, part in parts.items() for name, value in part.items()}
         result.load_state_dict({name: value.detach().cpu().clone() for name, value in state.items()})
         return result.train(self.training)
 

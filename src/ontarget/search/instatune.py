@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from ontarget.errors import SettingError
 from ontarget.search.elastic_transformer import ElasticTransformer
 from ontarget.search.rows import Rows, batches, ordered
-from ontarget.search.space import draw
+from ontarget.search.space import Code, draw
 from ontarget.search.training_state import load_state, save_state
 from ontarget.values import Context
 
@@ -56,6 +56,7 @@ def instatune(
     head_factor: float = 10.0,
     weight_decay: float = 0.01,
     warm_up: float = 0.1,
+    drawn: Callable[[np.random.Generator], Code] | None = None,
     checkpoint: Path | None = None,
     context: Context = Context(),
 ) -> InstaTuned:
@@ -65,7 +66,8 @@ def instatune(
     function of the epoch, counted from 0: the paper's cheap form is 1 in early epochs alone, its better one 1
     throughout. alpha: weight of the labels, in [0, 1]. temperature rho > 0 of the KL terms (1; choice); their gradients
     are not rescaled. Where S teaches s it is detached (choice). AdamW, linear warm-up over ``warm_up`` of the steps,
-    then linear decay; the head learns ``head_factor`` times as fast (choice). checkpoint: a file in which the state is
+    then linear decay; the head learns ``head_factor`` times as fast (choice). drawn: gives the code of s, instead of a
+    uniform draw; with a limit on latency, one within it (choice). checkpoint: a file in which the state is
     kept after each epoch, and from which a killed training goes on. Raises SettingError.
     """
     if not 0 <= alpha <= 1 or temperature <= 0 or epochs < 1:
@@ -108,7 +110,7 @@ def instatune(
             of_full = full_loss(full, taught, labels, **settings)
             of_full.backward()  # type: ignore[no-untyped-call]
             full = full.detach()
-            part = space(ids, mask, draw(space, generator))
+            part = space(ids, mask, drawn(generator) if drawn else draw(space, generator))
             of_part = part_loss(part, full, taught, labels, **settings)
             of_part.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(space.parameters(), 1.0)

@@ -1,5 +1,8 @@
 """Networks for texts: slices of a pretrained transformer, which InstaTune tunes together with them.
 
+The model is fine-tuned first; it is then where InstaTune starts and its teacher (gamma 1), and with a limit on latency
+only slices within it are drawn (choices; see benchmarks/instatune_half_latency.py).
+
 One of the kinds that `search_networks` looks for.
 """
 
@@ -13,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 
 from ontarget.adapt.metric import metric_value
-from ontarget.errors import SettingError
+from ontarget.errors import RunError, SettingError
 from ontarget.latency_table import LatencyTable
+from ontarget.plan.run_folder import write_atomic
 from ontarget.pool import load, resolve
 from ontarget.runtime.preprocess import Preprocess
 from ontarget.search.elastic_transformer import ElasticTransformer
@@ -32,6 +38,9 @@ from ontarget.values import Array, Context, TargetData
 IMPORTANCE_ROWS = 512  # training rows that the importance of heads and neurons is told from, at most (choice)
 LEAST_IMPORTANCE_ROWS = 96  # and at least, where a pass is slow (choice)
 IMPORTANCE_SHARE = 0.25  # of the super-network's time that this may take (choice)
+FINE_TUNING_SHARE = 0.35  # of the training's time: a step of InstaTune takes twice as long (choice)
+MOST_EPOCHS = 5  # of fine-tuning, and then of InstaTune (choice)
+MOST_DRAWS = 500  # of a slice within the limit (choice)
 MOST_TUNING_EPOCHS = 15  # of a slice by itself (choice; see benchmarks/instatune_half_latency.py)
 BATCH = 32  # rows of a step of InstaTune (choice)
 
@@ -78,12 +87,52 @@ def text_slices(data: TargetData, source: str | None, max_length: int | None, co
 def _train(
     texts: _Texts, table: LatencyTable, latency_ms: float | None, epochs: int, checkpoint: Path, context: Context
 ) -> dict[str, Any]:
+    """Fine-tuning, then InstaTune for as many epochs."""
     space, few = texts.space, drawn(texts.train_rows, _importance_rows(texts, context), 0)
     fit_head(space, few, device=context.device)
+    _fine_tuned(texts, epochs, checkpoint.with_name("fine-tuned.safetensors"), context)
+    teacher = space.slice(space.largest).to(context.device).eval()
     sort_by_importance(space, few, device=context.device)
-    result = instatune(space, texts.train_rows, epochs=epochs, batch_size=BATCH, checkpoint=checkpoint, context=context)
+    result = instatune(
+        space, texts.train_rows, teacher=teacher, gamma=1.0, epochs=epochs, batch_size=BATCH,
+        drawn=None if latency_ms is None else partial(_within, space, table, latency_ms), checkpoint=checkpoint,
+        context=context,
+    )  # fmt: skip
     space.cpu()
     return {"codes": [space.largest], "history": result.history, "steps": result.steps}
+
+
+def _fine_tuned(texts: _Texts, epochs: int, path: Path, context: Context) -> None:
+    """Fine-tune the whole network, or take the weights that a killed training has kept in ``path``."""
+    network, deadline = texts.space.network, context.deadline
+    if path.exists():
+        try:
+            network.load_state_dict(load_file(path))
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise RunError(f"{path} is damaged.", next_step="delete it: the training starts again") from error
+        network.to(context.device)
+        return
+    if deadline is not None:
+        now = time.monotonic()
+        deadline = now + FINE_TUNING_SHARE * max(0.0, deadline - now)
+    tune_slice(
+        network, texts.train_rows, teacher=None, epochs=epochs, batch_size=BATCH, what="fine-tuning",
+        context=replace(context, deadline=deadline),
+    )  # fmt: skip
+    write_atomic(path, save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}))
+
+
+def _within(space: ElasticTransformer, table: LatencyTable, latency_ms: float, generator: np.random.Generator) -> Code:
+    """A code drawn from those within the limit; where none of `MOST_DRAWS` is, the fastest of them."""
+    fastest, least = space.largest, np.inf
+    for _ in range(MOST_DRAWS):
+        code = draw(space, generator)
+        predicted = table.predict(space.operators(code))
+        if predicted <= latency_ms:
+            return code
+        if predicted < least:
+            fastest, least = code, predicted
+    return fastest
 
 
 def _importance_rows(texts: _Texts, context: Context) -> int:
@@ -103,7 +152,7 @@ def _importance_rows(texts: _Texts, context: Context) -> int:
 
 
 def _epochs(texts: _Texts, seconds: float) -> int:
-    """Epochs of InstaTune that the seconds allow, from the time of a few steps."""
+    """Epochs of fine-tuning and then of InstaTune that the seconds allow, from the time of a few steps."""
     space, generator, device = texts.space, np.random.default_rng(0), texts.context.device
     space.to(device)
     steps, weights = max(1, len(texts.train_rows) // BATCH), list(trained_weights(space.network).values())
@@ -119,7 +168,7 @@ def _epochs(texts: _Texts, seconds: float) -> int:
             break
     step_s = (time.monotonic() - begun) / done
     space.cpu()
-    return int(np.clip(seconds / (1.15 * step_s * steps), 1, 8))
+    return int(np.clip((1 - FINE_TUNING_SHARE) * seconds / (1.3 * step_s * steps), 1, MOST_EPOCHS))
 
 
 def _quality(texts: _Texts, code: Code, sample: Part) -> float:

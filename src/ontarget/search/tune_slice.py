@@ -26,7 +26,7 @@ def tune_slice(
     network: Any,
     train: Rows,
     *,
-    teacher: Callable[[Tensor, Tensor], Tensor],
+    teacher: Callable[[Tensor, Tensor], Tensor] | None,
     epochs: int,
     alpha: float = 0.3,
     temperature: float = 1.0,
@@ -35,13 +35,14 @@ def tune_slice(
     head_factor: float = 10.0,
     weight_decay: float = 0.01,
     warm_up: float = 0.1,
+    what: str = "tuning a slice",
     context: Context = Context(),
 ) -> list[float]:
     """Tune a plain encoder (changed, left in evaluation mode); the loss of each epoch.
 
     network: a `SlimBert` or `SlimLlama`. train: rows of (input_ids, attention_mask, labels). teacher: scores (N, C) of
-    the full network, on ``context.device``. Settings as in `instatune`. Ends after the step in which
-    ``context.deadline`` passes. Raises SettingError.
+    the full network, on ``context.device``; without one the labels alone teach: ordinary fine-tuning. what: for the
+    progress. Settings as in `instatune`. Ends after the step in which ``context.deadline`` passes. Raises SettingError.
     """
     if not 0 <= alpha <= 1 or temperature <= 0 or epochs < 1:
         raise SettingError(
@@ -59,10 +60,12 @@ def tune_slice(
         losses = []
         for *inputs, labels in batches(train, batch_size, seed=context.seed, epoch=epoch):
             ids, mask, labels = (value.to(context.device) for value in (*inputs, labels))
-            with torch.no_grad():
-                taught = teacher(ids, mask)
             scores = network(ids, mask)
-            loss = alpha * F.cross_entropy(scores, labels) + (1 - alpha) * divergence(scores, taught, temperature)
+            loss = F.cross_entropy(scores, labels)
+            if teacher is not None:
+                with torch.no_grad():
+                    taught = teacher(ids, mask)
+                loss = alpha * loss + (1 - alpha) * divergence(scores, taught, temperature)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -71,7 +74,7 @@ def tune_slice(
             losses.append(float(loss.detach()))
             done += 1
             if context.progress is not None:
-                context.progress(done, total, "tuning a slice")
+                context.progress(done, total, what)
             late = context.deadline is not None and time.monotonic() > context.deadline
             if late:
                 break
