@@ -73,7 +73,7 @@ def concurrent_nas(
             f"objectives is {objectives}, population {population}, budget {budget}, predicted {predicted}.",
             allowed="1 to 3 objectives, a population of 10 or more, a budget and predicted of a population or more",
         )
-    known = _Journal(space, journal, objectives)
+    known = Journal(space, journal, objectives)
     generator = np.random.default_rng(context.seed)
     codes: list[Code] = []
     values = np.zeros((0, objectives))
@@ -95,7 +95,7 @@ def concurrent_nas(
                 seed=int(generator.integers(2**31)),
             )  # fmt: skip
             batch = [code for code in proposed if code not in set(codes)][:wanted]
-        batch = _filled_up(space, batch, codes, wanted, generator)
+        batch = filled_up(space, batch, codes, wanted, generator)
         if not batch:
             break  # the space is exhausted
         values = np.concatenate([values, known.evaluated(batch, evaluate, context, len(codes), budget)])
@@ -121,7 +121,7 @@ def _predicted(space: ElasticNetwork, predictors: Sequence[Predictor]) -> Callab
     return evaluate
 
 
-def _filled_up(
+def filled_up(
     space: ElasticNetwork, batch: list[Code], known: Sequence[Code], wanted: int, generator: np.random.Generator
 ) -> list[Code]:
     """The batch, filled with drawn codes that are not known (choice; the published loop re-validates duplicates)."""
@@ -136,7 +136,7 @@ def _filled_up(
     return batch
 
 
-class _Journal:
+class Journal:
     """Finished evaluations by code, in memory and in a file of JSON lines."""
 
     def __init__(self, space: ElasticNetwork, path: Path | None, objectives: int) -> None:
