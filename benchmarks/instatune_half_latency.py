@@ -9,8 +9,8 @@ spends, its teacher and the choice of its slice included.
 - instatune: starts from that network, which is its teacher too (gamma 1 throughout), heads and neurons sorted by
   importance, depths spread over the layers, sub-networks drawn within the limit; ConcurrentNAS evaluates 60 on
   validation texts and the latency table; of those within half the slowest that is within one standard error of the most
-  accurate is tuned by itself, taught by the tuned network of full size, as `ontarget search` does. "as sliced" is the
-  same without that last step.
+  accurate is tuned by itself, taught by the tuned network of full size. "as sliced" is the same without that last step.
+  `ontarget search` does alike, but tunes several slices of the front and lets validation texts decide.
 - as published, as sliced: from MiniLM's own weights, the first layers, sub-networks drawn from the whole space; the
   most accurate of the 60 within half, not tuned by itself.
 - layer dropping: the first three layers of MiniLM (Sajjad et al.: upper layers drop best), fine-tuned for the budget.

@@ -16,29 +16,18 @@ from ontarget.search.genetic import genetic_search, hypervolume, non_dominated
 from ontarget.search.importance import importance
 from ontarget.search.predictor import ALPHAS, fit_predictor, power_of_ten
 from ontarget.search.space import Code, Slot, check_code, count, one_hot
+from ontarget.testing.toy_space import ToySpace
 
 pytest.importorskip("pymoo")
 
 
-class Layers:
+class Layers(ToySpace):
     """A toy: depth 1 to 3, a width of 4 choices in each layer. Quality and time grow with the widths."""
 
     slots = (Slot("depth", 3), *(Slot(f"width {at}", 4) for at in range(3)))
 
     def canonical(self, code: Code) -> Code:
         return (code[0], *(value if at <= code[0] else 0 for at, value in enumerate(code[1:])))
-
-    def slice(self, code: Code) -> Any:
-        raise NotImplementedError
-
-    def config(self, code: Code) -> dict[str, Any]:
-        return {}
-
-    def operators(self, code: Code) -> tuple[Any, ...]:
-        return ()
-
-    def example(self, batch_size: int) -> tuple[Any, ...]:
-        return ()
 
 
 def objectives(codes: Sequence[Code]) -> Any:

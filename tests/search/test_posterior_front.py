@@ -13,30 +13,16 @@ from ontarget.errors import SettingError
 from ontarget.search.genetic import hypervolume, non_dominated
 from ontarget.search.posterior_front import posterior_front, volume_added
 from ontarget.search.space import Code, Slot
+from ontarget.testing.toy_space import ToySpace
 from ontarget.values import Context
 
 pytest.importorskip("pymoo")
 
 
-class Widths:
+class Widths(ToySpace):
     """A toy: five slots of four choices."""
 
     slots = tuple(Slot(f"width {at}", 4) for at in range(5))
-
-    def canonical(self, code: Code) -> Code:
-        return tuple(int(value) for value in code)
-
-    def slice(self, code: Code) -> Any:
-        raise NotImplementedError
-
-    def config(self, code: Code) -> dict[str, Any]:
-        return {}
-
-    def operators(self, code: Code) -> tuple[Any, ...]:
-        return ()
-
-    def example(self, batch_size: int) -> tuple[Any, ...]:
-        return ()
 
 
 NOISE = np.random.default_rng(0).normal(0, 0.01, (4,) * 5)
@@ -69,7 +55,7 @@ def test_the_volume_added_is_that_of_an_independent_library() -> None:
 
 @pytest.mark.parametrize("candidates", [2000, 200])
 def test_most_of_the_front_is_found_in_few_evaluations(candidates: int) -> None:
-    """The space whole, and larger than the candidates. A random search is told how many it would need."""
+    """The space whole, and larger than the candidates. No random search of as many evaluations finds as much."""
     everything = [tuple(map(int, code)) for code in np.ndindex(*(4,) * 5)]
     table = objectives(everything)
     corner = table.max(0)

@@ -14,29 +14,15 @@ from ontarget.search.population_store import PopulationStore, Visited, describe_
 from ontarget.search.shrink_space import ShrunkSpace
 from ontarget.search.space import Code, Slot, count
 from ontarget.search.take_over import Earlier, TakenOver, fronts, short, take_over
+from ontarget.testing.toy_space import ToySpace
 
 SETTING = {"runtime": "onnxruntime", "threads": 1, "batch_size": 1, "precision": "float32"}
 
 
-class Widths:
+class Widths(ToySpace):
     """A toy of four widths."""
 
     slots = tuple(Slot(f"width {at}", 6, tuple("abcdef")) for at in range(4))
-
-    def canonical(self, code: Code) -> Code:
-        return tuple(code)
-
-    def slice(self, code: Code) -> Any:
-        raise NotImplementedError
-
-    def config(self, code: Code) -> dict[str, Any]:
-        return {}
-
-    def operators(self, code: Code) -> tuple[Any, ...]:
-        return ()
-
-    def example(self, batch_size: int) -> tuple[Any, ...]:
-        return ()
 
 
 def families() -> list[Code]:

@@ -1,7 +1,8 @@
 """A pretrained BERT as a super-network: fewer layers, heads and neurons are slices of its own weights.
 
 The elastic sizes of InstaTune (arXiv 2308.15609, section 3) around an unchanged model: a sub-network keeps the first L
-layers, and in each of them the first H heads and the first neurons of the feed-forward part; the hidden size is fixed.
+layers (or, a choice, L spread ones), and in each of them the first H heads and the first neurons of the feed-forward
+part; the hidden size is fixed.
 Official elastic layers: IntelLabs/DyNAS-T, dynast/supernetwork/text_classification.
 """
 

@@ -90,7 +90,8 @@ def _train(
     """Fine-tuning, then InstaTune for as many epochs."""
     space, few = texts.space, drawn(texts.train_rows, _importance_rows(texts, context), 0)
     fit_head(space, few, device=context.device)
-    _fine_tuned(texts, epochs, checkpoint.with_name("fine-tuned.safetensors"), context)
+    fine_tuned = checkpoint.with_name("fine-tuned.safetensors")
+    _fine_tuned(texts, epochs, fine_tuned, context)
     teacher = space.slice(space.largest).to(context.device).eval()
     sort_by_importance(space, few, device=context.device)
     result = instatune(
@@ -99,6 +100,7 @@ def _train(
         context=context,
     )  # fmt: skip
     space.cpu()
+    fine_tuned.unlink(missing_ok=True)
     return {"codes": [space.largest], "history": result.history, "steps": result.steps}
 
 
