@@ -2,11 +2,13 @@
 
 Targets, batch 1 on a quiet core: tau at least 0.9, median error at most 10%, over 50 networks that the table was not
 made from. Spaces: the mobile CNNs for pictures of 28 (grey) and 64 pixels (colour), slices of MiniLM at 32 tokens, each
-on ONNX Runtime and PyTorch with one thread. The 50 networks are measured by themselves, after the table, in four passes
-(MiniLM two) in which each is built anew, as often as for a table; their mean is what is predicted. ``repeat``: the
-first half of the passes against the second, noise that no table made from as many can be better than.
+on ONNX Runtime and PyTorch with one thread. The 50 networks are measured in the same turns as the networks that correct
+the table, and in further passes of their own (MiniLM one, others three), in which each is built anew. As a shared
+machine's speed may change between minutes, each pass is set to the geometric mean of the first; the mean over passes is
+what is predicted. ``repeat``: the first half of the passes against the second, noise that no table made from as many
+can be better than. ``levels``: the geometric means, by the first.
 
-    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 8 minutes, on a machine at rest
+    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 15 minutes, on a machine at rest
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ontarget.latency_table import LatencyTable, Maker, Setting, profile, time_builds
+from ontarget.latency_table import LatencyTable, Maker, Setting, operators_of, profile, time_builds
 from ontarget.progress import console_progress
 from ontarget.search.space import Code, draw
 from ontarget.values import Array, Context
@@ -45,10 +47,14 @@ def space_of(name: str) -> Any:
     return elastic_bert(encoder.model, outputs=10, length=int(size)).eval()
 
 
-def passes(space: Any, setting: Setting, codes: list[Code], count: int) -> Array:
-    """(count, networks) milliseconds."""
-    makers = [Maker(space.slice(code).eval(), space.example(1), setting) for code in codes]
-    return np.array([time_builds(makers, setting) for _ in range(count)])
+def checked(space: Any, networks: int) -> list[Code]:
+    """The last of those that `profile` draws."""
+    generator = np.random.default_rng(0)
+    fitted = min(60, max(12, len(operators_of(space)) // 2))
+    codes: dict[Code, None] = {}
+    while len(codes) < fitted + networks:
+        codes.setdefault(draw(space, generator))
+    return list(codes)[fitted:]
 
 
 def agreement(predicted: Array, measured: Array) -> dict[str, float]:
@@ -64,20 +70,23 @@ def measured(name: str, runtime: Any) -> dict[str, Any]:
     torch.manual_seed(0)
     space = space_of(name)
     with console_progress(False) as progress:
-        table: LatencyTable = profile(space, setting, context=Context(progress=progress))
-    # The table's own networks are drawn with seed 0; the spaces are far too large for both to draw the same.
-    generator = np.random.default_rng(1)
-    codes: dict[Code, None] = {}
-    while len(codes) < CHECKED:
-        codes.setdefault(draw(space, generator))
-    found = passes(space, setting, list(codes), 2 if name.startswith("minilm") else 4)
+        table: LatencyTable = profile(space, setting, checked=CHECKED, context=Context(progress=progress))
+    codes = checked(space, len(table.agreement.measured_ms))
     predicted = np.array([table.predict(space.operators(code)) for code in codes])
+    assert np.array_equal(predicted, table.agreement.predicted_ms), "other networks than the table was checked on"
+    makers = [Maker(space.slice(code).eval(), space.example(1), setting) for code in codes]
+    more = [time_builds(makers, setting) for _ in range(1 if name.startswith("minilm") else 3)]
+    found = np.array([table.agreement.measured_ms, *more])
+    levels = np.exp(np.log(found).mean(1))
+    levels /= levels[0]
+    found /= levels[:, None]
     truth = found.mean(0)
     half = len(found) // 2
     row = {
-        "space": name, "runtime": runtime, "networks": CHECKED, **agreement(predicted, truth),
+        "space": name, "runtime": runtime, "networks": len(codes), **agreement(predicted, truth),
         "operators": len(table.operators), "fastest_ms": float(truth.min()), "slowest_ms": float(truth.max()),
         "predicted_ms": predicted.tolist(), "measured_ms": truth.tolist(), "passes_ms": found.tolist(),
+        "levels": levels.tolist(),
         "repeat": agreement(found[:half].mean(0), found[half:].mean(0)), "seconds": time.monotonic() - start,
     }  # fmt: skip
     print({key: value for key, value in row.items() if not key.endswith("_ms") or key[0] in "fs"}, flush=True)

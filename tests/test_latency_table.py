@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from ontarget.latency_table import (
     LatencyTable,
     Maker,
     Setting,
+    averaged,
     corrected,
     make_call,
     operators_of,
     profile,
+    rounds_of_calls,
     time_builds,
     time_calls,
     without_outliers,
@@ -60,6 +64,38 @@ def test_corrections_recover_a_common_factor_and_an_operators_own_error() -> Non
 def test_rounds_that_are_far_off_are_left_out() -> None:
     assert without_outliers(np.array([1.0, 1.02, 0.98, 1.0, 9.0])) == pytest.approx(1.0)
     assert without_outliers(np.array([2.0, 2.0, 2.0])) == 2.0
+
+
+def test_a_round_that_was_slow_for_all_counts_for_none() -> None:
+    """Two calls of 1 and 2 ms; the third round at half the speed, and one far off in the last."""
+    found = np.array([[1.0, 2.0], [1.0, 2.0], [2.0, 4.0], [1.0, 2.0], [1.0, 2.0], [1.0, 20.0]])
+    assert averaged(found[:5]) == pytest.approx([1.0, 2.0])
+    one, two = averaged(found)
+    assert two / one == pytest.approx(2.0)
+    assert averaged(np.array([[1.0], [1.1], [0.9], [9.0]])) == pytest.approx([1.0])
+
+
+def test_a_core_whose_speed_changes_does_not_change_the_ratio_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of its own: the core is half as fast for spells of 50 ms on average."""
+    from ontarget import latency_table
+
+    lengths = np.array([0.5, 0.6, 0.7, 0.8, 0.55, 0.65, 0.75, 3.0])
+
+    def errors(paired: bool) -> float:
+        jumps = np.cumsum(np.random.default_rng(0).exponential(50.0, 20000))
+        now = [0.0]
+
+        def work(ms: float) -> None:
+            slow = bisect.bisect(jumps, now[0]) % 2  # a call is short against a spell
+            now[0] += ms * (2 if slow else 1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(latency_table.time, "perf_counter", lambda: now[0] / 1000)
+            patch.setattr(latency_table, "PAIRED_MS", 50.0 if paired else 0.0)
+            found = averaged(rounds_of_calls([partial(work, ms) for ms in lengths], Setting("pytorch")))
+        return float(np.std(np.log(np.array(found) / lengths)))
+
+    assert errors(paired=True) < 0.02 < 0.04 < errors(paired=False)
 
 
 def test_agreement_by_hand() -> None:

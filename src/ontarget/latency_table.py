@@ -5,6 +5,8 @@ layouts and calls that a network shares, so that the sum is off by a factor; the
 they explain a few whole networks: theta = theta0 (1 + delta), least squares of the relative error of the networks with
 a ridge on delta, its strength chosen by leave-one-out error (choice). Networks never used for that tell how well the
 table predicts. Timings go in alternating rounds: what disturbs one operator disturbs all; rounds far off are left out.
+On a machine that others use too a core's speed may change by half within a tenth of a second, so that every short call
+is timed between calls of one and the same reference, and counts as a multiple of it (choice; see `rounds_of_calls`).
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ RUNTIMES = ("onnxruntime", "pytorch")
 PRECISIONS = ("float32", "bfloat16", "int8")
 ROUNDS = 9  # of all timings in turn (choice)
 ROUND_MS = 6.0  # that an operator runs in a round at least (choice)
+BLOCK_MS = 2.0  # that an operator runs between two timings of the reference (choice)
+REFERENCE_MS = 0.3  # that a timing of the reference takes, one call at least (choice)
+PAIRED_MS = 50.0  # of the reference up to which calls are timed beside it; longer ones even the speed out (choice)
 # Builds of a small network, over which the rounds are spread, one each at least (choice). PyTorch's are copies, which
 # cost next to nothing, and differ more from each other.
 BUILDS = {"onnxruntime": 3, "pytorch": 18}
@@ -385,7 +390,7 @@ def time_builds(
         found.append(
             rounds_of_calls(calls, setting, rounds=-(-ROUNDS // builds), seed=build, context=context, what=what)
         )
-    return [without_outliers(np.concatenate([part[:, at] for part in found])) for at in range(len(makers))]
+    return averaged(np.concatenate(found))
 
 
 def time_calls(
@@ -397,8 +402,16 @@ def time_calls(
     what: str = "timing",
 ) -> list[float]:
     """Milliseconds of one call of each: the median of a round's calls, averaged over rounds that are not far off."""
-    found = rounds_of_calls(calls, setting, rounds=rounds, context=context, what=what)
-    return [without_outliers(found[:, at]) for at in range(len(calls))]
+    return averaged(rounds_of_calls(calls, setting, rounds=rounds, context=context, what=what))
+
+
+def averaged(found: Array) -> list[float]:
+    """(rounds, calls) milliseconds -> those of each call over the rounds.
+
+    A round that was slow for all of them (geometric mean) is no outlier of any: calls and rounds are averaged apart.
+    """
+    level = np.exp(np.log(found).mean(1))
+    return [without_outliers(found[:, at] / level) * without_outliers(level) for at in range(found.shape[1])]
 
 
 def rounds_of_calls(
@@ -410,7 +423,11 @@ def rounds_of_calls(
     context: Context = Context(),
     what: str = "timing",
 ) -> Array:
-    """(rounds, calls) milliseconds: medians of each round, in which the calls take turns in a drawn order."""
+    """(rounds, calls) milliseconds of one call: medians of each round, in which the calls take turns in a drawn order.
+
+    Between timings of the reference, which is the call at the first quartile of durations: a call's share of it, times
+    the reference's median of the round. One call alone, and calls longer than `PAIRED_MS`, are timed without.
+    """
     import torch
 
     before = torch.get_num_threads()
@@ -420,19 +437,33 @@ def rounds_of_calls(
     gc.disable()
     try:
         found = np.zeros((rounds, len(calls)))
-        repeats = []
-        for call in calls:
-            for _ in range(WARM_UP_CALLS):
-                start = time.perf_counter()
-                call()
-                lasted_ms = 1000 * (time.perf_counter() - start)
-            repeats.append(int(np.clip(ROUND_MS / max(lasted_ms, 1e-3), 3, 200)))
+        lasted = [min(_clocked(call, WARM_UP_CALLS)) for call in calls]
+        quartile = int(np.argsort(lasted)[len(calls) // 4])
+        reference = calls[quartile] if len(calls) > 1 and lasted[quartile] <= PAIRED_MS else None
+        beside = int(np.clip(REFERENCE_MS / lasted[quartile], 1, 50))
         for turn in range(rounds):
             if context.progress is not None:
                 context.progress(turn, rounds, what)
-            order = np.random.default_rng((seed, turn)).permutation(len(calls))
-            for at in order:
-                found[turn, at] = _median_ms(calls[at], repeats[at])
+            references: list[float] = []
+            for at in np.random.default_rng((seed, turn)).permutation(len(calls)):
+                repeats = int(np.clip(ROUND_MS / lasted[at], 3, 200))
+                if reference is None:
+                    calls[at]()  # what other calls have pushed out of the caches comes back
+                    found[turn, at] = np.median(_clocked(calls[at], repeats))
+                    continue
+                shares = []
+                block = int(np.clip(BLOCK_MS / lasted[at], 1, repeats))
+                last = float(np.median(_clocked(reference, beside)))
+                for _ in range(-(-repeats // block)):
+                    calls[at]()
+                    times = _clocked(calls[at], block)
+                    now = float(np.median(_clocked(reference, beside)))
+                    shares += [2 * ms / (last + now) for ms in times]
+                    references.append(now)
+                    last = now
+                found[turn, at] = np.median(shares)
+            if reference is not None:
+                found[turn] *= np.median(references)
     finally:
         if collecting:
             gc.enable()
@@ -440,14 +471,14 @@ def rounds_of_calls(
     return found
 
 
-def _median_ms(call: Callable[[], Any], repeats: int) -> float:
-    call()  # what other calls have pushed out of the caches comes back
-    times = []
-    for _ in range(repeats):
+def _clocked(call: Callable[[], Any], times: int) -> list[float]:
+    """Milliseconds of each of several calls, more than 0."""
+    found = []
+    for _ in range(times):
         start = time.perf_counter()
         call()
-        times.append(time.perf_counter() - start)
-    return 1000 * float(np.median(times))
+        found.append(max(1000 * (time.perf_counter() - start), 1e-6))
+    return found
 
 
 def without_outliers(times: Array) -> float:
