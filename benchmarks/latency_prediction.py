@@ -3,12 +3,12 @@
 Targets, batch 1 on a quiet core: tau at least 0.9, median error at most 10%, over 50 networks that the table was not
 made from. Spaces: the mobile CNNs for pictures of 28 (grey) and 64 pixels (colour), slices of MiniLM at 32 tokens, each
 on ONNX Runtime and PyTorch with one thread. The 50 networks are measured in the same turns as the networks that correct
-the table, and in further passes of their own (MiniLM one, others three), in which each is built anew. As a shared
+the table, and in further passes of their own (MiniLM one, others five), in which each is built anew. As a shared
 machine's speed may change between minutes, each pass is set to the geometric mean of the first; the mean over passes is
 what is predicted. ``repeat``: the first half of the passes against the second, noise that no table made from as many
 can be better than. ``levels``: the geometric means, by the first.
 
-    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 15 minutes, on a machine at rest
+    OMP_NUM_THREADS=1 python benchmarks/latency_prediction.py            # about 20 minutes, on a machine at rest
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measured(name: str, runtime: Any) -> dict[str, Any]:
     predicted = np.array([table.predict(space.operators(code)) for code in codes])
     assert np.array_equal(predicted, table.agreement.predicted_ms), "other networks than the table was checked on"
     makers = [Maker(space.slice(code).eval(), space.example(1), setting) for code in codes]
-    more = [time_builds(makers, setting) for _ in range(1 if name.startswith("minilm") else 3)]
+    more = [time_builds(makers, setting) for _ in range(1 if name.startswith("minilm") else 5)]
     found = np.array([table.agreement.measured_ms, *more])
     levels = np.exp(np.log(found).mean(1))
     levels /= levels[0]

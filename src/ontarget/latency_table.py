@@ -38,7 +38,7 @@ REFERENCE_MS = 0.3  # that a timing of the reference takes, one call at least (c
 PAIRED_MS = 50.0  # of the reference up to which calls are timed beside it; longer ones even the speed out (choice)
 # Builds of a small network, over which the rounds are spread, one each at least (choice). PyTorch's are copies, which
 # cost next to nothing, and differ more from each other.
-BUILDS = {"onnxruntime": 3, "pytorch": 18}
+BUILDS = {"onnxruntime": 9, "pytorch": 18}
 FEW_WEIGHTS = 5_000_000  # of a network up to which building it again is cheap (choice)
 WARM_UP_CALLS = 3
 OUTLIER = 3.5  # times the median absolute deviation, scaled to a normal's, that a round may be off (choice)
