@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ontarget.latency_table import LatencyTable, Maker, Setting, operators_of, profile, time_builds
+from ontarget.latency_table import LatencyTable, Maker, Setting, profile, time_builds
 from ontarget.progress import console_progress
 from ontarget.search.space import Code, draw
 from ontarget.values import Array, Context
@@ -47,10 +47,9 @@ def space_of(name: str) -> Any:
     return elastic_bert(encoder.model, outputs=10, length=int(size)).eval()
 
 
-def checked(space: Any, networks: int) -> list[Code]:
+def checked(space: Any, fitted: int, networks: int) -> list[Code]:
     """The last of those that `profile` draws."""
     generator = np.random.default_rng(0)
-    fitted = min(60, max(12, len(operators_of(space)) // 2))
     codes: dict[Code, None] = {}
     while len(codes) < fitted + networks:
         codes.setdefault(draw(space, generator))
@@ -71,7 +70,7 @@ def measured(name: str, runtime: Any) -> dict[str, Any]:
     space = space_of(name)
     with console_progress(False) as progress:
         table: LatencyTable = profile(space, setting, checked=CHECKED, context=Context(progress=progress))
-    codes = checked(space, len(table.agreement.measured_ms))
+    codes = checked(space, table.fitted, len(table.agreement.measured_ms))
     predicted = np.array([table.predict(space.operators(code)) for code in codes])
     assert np.array_equal(predicted, table.agreement.predicted_ms), "other networks than the table was checked on"
     makers = [Maker(space.slice(code).eval(), space.example(1), setting) for code in codes]
@@ -84,7 +83,8 @@ def measured(name: str, runtime: Any) -> dict[str, Any]:
     half = len(found) // 2
     row = {
         "space": name, "runtime": runtime, "networks": len(codes), **agreement(predicted, truth),
-        "operators": len(table.operators), "fastest_ms": float(truth.min()), "slowest_ms": float(truth.max()),
+        "operators": len(table.operators), "fitted": table.fitted,
+        "fastest_ms": float(truth.min()), "slowest_ms": float(truth.max()),
         "predicted_ms": predicted.tolist(), "measured_ms": truth.tolist(), "passes_ms": found.tolist(),
         "levels": levels.tolist(),
         "repeat": agreement(found[:half].mean(0), found[half:].mean(0)), "seconds": time.monotonic() - start,

@@ -99,13 +99,17 @@ class Agreement:
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Operator key -> milliseconds, for one device and setting. constant_ms: of every call."""
+    """Operator key -> milliseconds, for one device and setting.
+
+    constant_ms: of every call. alone: operators' own times. fitted: whole networks that the entries are corrected by.
+    """
 
     device: Mapping[str, Any]
     setting: Setting
     operators: Mapping[str, float]
     constant_ms: float = 0.0
     alone: Mapping[str, float] = field(default_factory=dict)
+    fitted: int = 0
     agreement: Agreement = Agreement((), ())
     seconds: float = 0.0
 
@@ -194,14 +198,14 @@ def profile(
 ) -> LatencyTable:
     """Time every operator of a space on this device and correct the entries by ``fitted`` whole networks.
 
-    fitted: random networks that the entries are corrected by; half as many as there are operators by default, 12 at
-        least and 60 at most (choice); 0 keeps the operators' own times. checked: further ones, used for the agreement
-        alone. Seeded by ``context.seed``.
+    fitted: random networks that the entries are corrected by; by default as many as there are operators, half as many
+        where networks are large, 12 at least and 60 at most (choice); 0 keeps the operators' own times. checked:
+        further ones, used for the agreement alone. Seeded by ``context.seed``.
     """
     start = time.monotonic()
     generator = np.random.default_rng(context.seed)
     found = operators_of(space)
-    wanted = min(60, max(12, len(found) // 2)) if fitted is None else fitted
+    wanted = _fitted(space, len(found)) if fitted is None else fitted
     codes = _different(space, wanted + checked, generator)
     checked = min(checked, max(len(codes) - wanted, len(codes) // 2))  # a small space may have too few
     modules = list(found.values())
@@ -233,9 +237,18 @@ def profile(
     keys = [[operator.key for operator in space.operators(code)] for code in codes]
     kept = len(codes) - checked
     constant, entries = corrected(own, keys[:kept], whole[:kept])
-    table = LatencyTable(describe(), setting, entries, constant, own)
+    table = LatencyTable(describe(), setting, entries, constant, own, kept)
     predicted = tuple(table.predict(space.operators(code)) for code in codes[kept:])
     return replace(table, agreement=Agreement(predicted, tuple(whole[kept:])), seconds=time.monotonic() - start)
+
+
+def _fitted(space: ElasticNetwork, operators: int) -> int:
+    """How many whole networks correct a table."""
+    from ontarget.search.space import draw
+
+    network = space.slice(draw(space, np.random.default_rng(0)))
+    few = sum(weight.numel() for weight in network.parameters()) < FEW_WEIGHTS
+    return min(60, max(12, operators if few else operators // 2))
 
 
 def operators_of(space: ElasticNetwork) -> dict[str, Operator]:
