@@ -34,7 +34,7 @@ PRECISIONS = ("float32", "bfloat16", "int8")
 ROUNDS = 9  # of all timings in turn (choice)
 ROUND_MS = 6.0  # that an operator runs in a round at least (choice)
 BLOCK_MS = 2.0  # that an operator runs between two timings of the reference (choice)
-REFERENCE_MS = 0.3  # that a timing of the reference takes, one call at least (choice)
+REFERENCE_MS = 1.0  # that a timing of the reference takes, one call at least, beside one to warm up (choice)
 PAIRED_MS = 50.0  # of the reference up to which calls are timed beside it; longer ones even the speed out (choice)
 # Builds of a small network, over which the rounds are spread, one each at least (choice). PyTorch's are copies, which
 # cost next to nothing, and differ more from each other.
@@ -461,14 +461,12 @@ def rounds_of_calls(
             for at in np.random.default_rng((seed, turn)).permutation(len(calls)):
                 repeats = int(np.clip(ROUND_MS / lasted[at], 3, 200))
                 if reference is None:
-                    calls[at]()  # what other calls have pushed out of the caches comes back
                     found[turn, at] = np.median(_clocked(calls[at], repeats))
                     continue
                 shares = []
                 block = int(np.clip(BLOCK_MS / lasted[at], 1, repeats))
                 last = float(np.median(_clocked(reference, beside)))
                 for _ in range(-(-repeats // block)):
-                    calls[at]()
                     times = _clocked(calls[at], block)
                     now = float(np.median(_clocked(reference, beside)))
                     shares += [2 * ms / (last + now) for ms in times]
@@ -485,7 +483,8 @@ def rounds_of_calls(
 
 
 def _clocked(call: Callable[[], Any], times: int) -> list[float]:
-    """Milliseconds of each of several calls, more than 0."""
+    """Milliseconds of each of several calls, more than 0, after one: what others pushed out of the caches comes back."""
+    call()
     found = []
     for _ in range(times):
         start = time.perf_counter()
