@@ -483,7 +483,7 @@ def rounds_of_calls(
 
 
 def _clocked(call: Callable[[], Any], times: int) -> list[float]:
-    """Milliseconds of each of several calls, more than 0, after one: what others pushed out of the caches comes back."""
+    """Milliseconds of each of several calls, after one of them: what others pushed out of the caches comes back."""
     call()
     found = []
     for _ in range(times):
