@@ -7,8 +7,9 @@ Target of the search: 95% of the true front's hypervolume in at most half the re
 - a population of 10: predictors are fitted twice as often;
 - Thompson: Gaussian processes (Matern 5/2 on one-hot codes) of both objectives; each of 10 networks a round is the best
   of one draw from them for a weighting that is drawn too;
-- posterior: `ontarget.search.posterior_front`, which knows all latencies from a latency table of this device (made by
-  timing operators and a few networks, no evaluation of a network's error) and models the errors alone;
+- expected hypervolume: `ontarget.search.expected_hypervolume`, which takes the latencies from a latency table of this
+  device (made by timing operators and a few networks, no evaluation of a network's error), learns from what it measures
+  how the table is off, and evaluates one network at a time;
 - all known: ConcurrentNAS's own predictors, fitted on the whole table before the search begins; networks are evaluated
   from the front that they predict outwards: about what a choice by such predictors needs at least.
 
@@ -89,10 +90,10 @@ def thompson(space: Any, codes: list[Code], seed: int, size: int = 10) -> Callab
     return search
 
 
-def posterior(space: Any, latency: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
-    from ontarget.search.posterior_front import posterior_front
+def expected(space: Any, latency: Callable[[Any], Any], seed: int) -> Callable[[Any], Any]:
+    from ontarget.search.expected_hypervolume import expected_hypervolume
 
-    return lambda asked: posterior_front(space, asked, latency, budget=500, context=Context(seed=seed))
+    return lambda asked: expected_hypervolume(space, asked, latency, budget=500, context=Context(seed=seed))
 
 
 def all_known(space: Any, claim: Any) -> tuple[Callable[[Any], Any], dict[str, float]]:
@@ -156,7 +157,7 @@ def main() -> None:
         "a population of 20": lambda seed: with_population(claim, space, 20, seed),
         "a population of 10": lambda seed: with_population(claim, space, 10, seed),
         "Thompson": lambda seed: thompson(space, codes, seed),
-        "posterior": lambda seed: posterior(space, latency, seed),
+        "expected hypervolume": lambda seed: expected(space, latency, seed),
         "regularised evolution": lambda seed: claim.evolution(space, seed),
         "NSGA-II, Optuna": lambda seed: claim.optuna_search(space, seed),
         "NSGA-II, pymoo": lambda seed: claim.pymoo_search(space, seed),
@@ -170,7 +171,7 @@ def main() -> None:
         shares[name] = [one.shares[claim.BUDGET_EVALUATIONS - 1] for one in found]
         print(name, np.median(needed[name]), needed[name], f"{np.mean(shares[name]):.3f}", flush=True)
     known = claim.searched(best).until_enough
-    own = ("a population of 20", "a population of 10", "Thompson", "posterior")
+    own = ("a population of 20", "a population of 10", "Thompson", "expected hypervolume")
     others = {name: float(np.median(needed[name])) for name in ways if name not in own}
     fewest = min(others.values())
     ours = {name: float(np.median(needed[name])) for name in own}
