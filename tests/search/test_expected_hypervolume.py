@@ -104,6 +104,14 @@ def test_a_table_that_is_off_is_learned_from_what_is_measured() -> None:
     assert found.values[:, 1].tolist() == latency(found.codes).tolist()
 
 
+def test_with_a_limit_networks_within_it_are_looked_for() -> None:
+    free = expected_hypervolume(Widths(), objectives, latency, budget=30, context=Context(seed=2))
+    found = expected_hypervolume(Widths(), objectives, latency, budget=30, limit=6.0, context=Context(seed=2))
+    assert (found.values[10:, 1] <= 6).all() and (free.values[10:, 1] > 6).any()
+    best = [result.values[result.values[:, 1] <= 6, 0].min() for result in (found, free)]
+    assert best[0] <= best[1]
+
+
 def test_a_killed_search_goes_on_from_its_journal_and_starts_where_it_is_told(tmp_path: Path) -> None:
     path, start = tmp_path / "evaluated.jsonl", [(3, 3, 3, 3, 3), (0, 0, 0, 0, 0)]
     whole = expected_hypervolume(Widths(), objectives, latency, budget=20, start=start)

@@ -39,6 +39,7 @@ def expected_hypervolume(
     budget: int = 60,
     first: int = 10,
     candidates: int = CANDIDATES,
+    limit: float | None = None,
     start: Sequence[Code] = (),
     journal: Path | None = None,
     context: Context = Context(),
@@ -47,7 +48,8 @@ def expected_hypervolume(
 
     evaluate: canonical codes -> (N, 2) errors and latencies above 0; every code is asked for once. latency: codes ->
     (N,), above 0, what a latency table predicts. first: networks before anything is modelled, ``start`` and drawn ones.
-    candidates: of each choice, half drawn, half a change away from the front. journal: as in `concurrent_nas`.
+    candidates: of each choice, half drawn, half a change away from the front. limit: latency above which networks are
+    of no use. journal: as in `concurrent_nas`.
     Raises SettingError for settings out of range.
     """
     if not 4 <= first <= budget or candidates < 10:
@@ -77,7 +79,8 @@ def expected_hypervolume(
         if np.abs(off).max() > EXACT:
             latencies = latencies * np.exp(factors.told(features, off, others)[0])
         mean, deviation = errors.told(features, values[:, 0], others)
-        chosen = [pool[int(expected_volume(mean, deviation, latencies, values, values.max(0)).argmax())]]
+        ends = np.minimum(values.max(0), [np.inf, np.inf if limit is None else limit])
+        chosen = [pool[int(expected_volume(mean, deviation, latencies, values, ends).argmax())]]
     return SearchResult(tuple(codes), values, non_dominated(values), tuple(history))
 
 
