@@ -105,11 +105,19 @@ def test_a_table_that_is_off_is_learned_from_what_is_measured() -> None:
 
 
 def test_with_a_limit_networks_within_it_are_looked_for() -> None:
-    free = expected_hypervolume(Widths(), objectives, latency, budget=30, context=Context(seed=2))
-    found = expected_hypervolume(Widths(), objectives, latency, budget=30, limit=6.0, context=Context(seed=2))
-    assert (found.values[10:, 1] <= 6).all() and (free.values[10:, 1] > 6).any()
-    best = [result.values[result.values[:, 1] <= 6, 0].min() for result in (found, free)]
-    assert best[0] <= best[1]
+    everything = [tuple(map(int, code)) for code in np.ndindex(*(4,) * 5)]
+    table = objectives(everything)
+    best = table[table[:, 1] <= 6, 0].min()
+    found = [
+        expected_hypervolume(Widths(), objectives, latency, budget=30, limit=limit, context=Context(seed=2)).values
+        for limit in (6.0, None)
+    ]
+    assert (found[0][10:, 1] <= 6).all() and (found[1][10:, 1] > 6).any()
+    missed = [values[values[:, 1] <= 6, 0].min() - best for values in found]
+    assert missed[0] <= missed[1] and missed[0] < 0.02
+    # None of the first is within it: the fastest are tried next.
+    found = [expected_hypervolume(Widths(), objectives, latency, budget=14, limit=1.0, context=Context(seed=3)).values]
+    assert found[0][10, 1] == 1.0 or (found[0][:10, 1] == 1.0).any()
 
 
 def test_a_killed_search_goes_on_from_its_journal_and_starts_where_it_is_told(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def expected_hypervolume(
     evaluate: canonical codes -> (N, 2) errors and latencies above 0; every code is asked for once. latency: codes ->
     (N,), above 0, what a latency table predicts. first: networks before anything is modelled, ``start`` and drawn ones.
     candidates: of each choice, half drawn, half a change away from the front. limit: latency above which networks are
-    of no use. journal: as in `concurrent_nas`.
+        of no use. journal: as in `concurrent_nas`.
     Raises SettingError for settings out of range.
     """
     if not 4 <= first <= budget or candidates < 10:
@@ -79,8 +79,10 @@ def expected_hypervolume(
         if np.abs(off).max() > EXACT:
             latencies = latencies * np.exp(factors.told(features, off, others)[0])
         mean, deviation = errors.told(features, values[:, 0], others)
-        ends = np.minimum(values.max(0), [np.inf, np.inf if limit is None else limit])
-        chosen = [pool[int(expected_volume(mean, deviation, latencies, values, ends).argmax())]]
+        most = np.inf if limit is None else limit
+        volumes = expected_volume(mean, deviation, latencies, values[values[:, 1] <= most], values.max(0))
+        # Where none is within the limit, the fastest.
+        chosen = [pool[int(np.where(latencies <= most, volumes, -latencies).argmax())]]
     return SearchResult(tuple(codes), values, non_dominated(values), tuple(history))
 
 
@@ -140,7 +142,7 @@ def expected_volume(mean: Array, deviation: Array, latencies: Array, there: Arra
     """
     from scipy.stats import norm
 
-    front = there[non_dominated(there)]
+    front = there[non_dominated(there)] if len(there) else there
     front = front[np.argsort(front[:, 1])]  # latency rises, error falls
     edges = np.minimum(np.concatenate([[-np.inf], front[:, 1], [corner[1]]]), corner[1])
     best = np.minimum(np.concatenate([[corner[0]], front[:, 0]]), corner[0])  # error reached from each edge on
