@@ -23,6 +23,7 @@ from ontarget.pool.found_networks import load_network, refused
 from ontarget.search.network_latency import MARGIN
 from ontarget.search.search_networks import search_networks
 from ontarget.task import load_task
+from ontarget.values import Context
 
 pytest.importorskip("pymoo")
 
@@ -257,6 +258,30 @@ def families() -> list[tuple[int, ...]]:
     """324 slices of a tiny BERT in two clusters: 4 layers, the first three with 2 heads each or with 4 each."""
     free = [(last, *neurons) for last in (0, 1) for neurons in np.ndindex(3, 3, 3, 3)]
     return [(1, first, first, first, *map(int, rest)) for first in (0, 2) for rest in free]
+
+
+def test_a_search_on_texts_killed_in_its_training_does_not_fine_tune_again(tmp_path: Path) -> None:
+    text_task(tmp_path)
+    settings: dict[str, Any] = {
+        "input": "text", "target": "label", "source": f"file:{tmp_path / 'bert'}", "budget_s": 20, "threads": 1,
+        "output": tmp_path / "search",
+    }  # fmt: skip
+    said: list[str] = []
+
+    def watch(kill: bool, done: int, total: int, what: str) -> None:
+        if not said or said[-1] != what:
+            said.append(what)
+        if kill and what == "InstaTune" and done > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_networks(tmp_path / "data.csv", **settings, context=Context(progress=partial(watch, True)))
+    assert any("fine-tuning" in what for what in said)
+    assert (tmp_path / "search" / "fine-tuned.safetensors").exists()
+    said.clear()
+    result = search_networks(tmp_path / "data.csv", **settings, context=Context(progress=partial(watch, False)))
+    assert not any("fine-tuning" in what for what in said) and "InstaTune" in said
+    assert result.networks and not (tmp_path / "search" / "fine-tuned.safetensors").exists()
 
 
 def test_a_sibling_setting_takes_over_from_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
