@@ -128,6 +128,29 @@ def test_a_real_profile_covers_the_space_and_survives_its_file(runtime: str, tmp
         LatencyTable({**table.device, "cpu": "Other CPU"}, table.setting, {}).check_device()
 
 
+def test_networks_timed_in_groups_are_set_to_one_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Too many weights to be held together; the machine is 1.3 times slower with every group."""
+    from ontarget import latency_table
+
+    torch.manual_seed(0)
+    space = MobileSpace(image_size=8, channels=1, outputs=2, **SMALL).eval()
+    groups: list[int] = []
+
+    def timed(makers: Any, *_: Any, **__: Any) -> list[float]:
+        groups.append(len(makers))
+        return [1.3 ** len(groups) * maker.weights for maker in makers]
+
+    monkeypatch.setattr(latency_table, "time_builds", timed)
+    whole = profile(space, fitted=6, checked=12).agreement
+    assert len(groups) == 2
+    largest = max(sum(weight.numel() for weight in space.slice(code).parameters()) for code in [(5, 5)])
+    monkeypatch.setattr(latency_table, "MOST_WEIGHTS", 3 * largest)
+    parts = profile(space, fitted=6, checked=12).agreement
+    assert len(groups) > 6 and min(groups[3:]) >= 2
+    ratios = np.array(parts.measured_ms) / whole.measured_ms
+    np.testing.assert_allclose(ratios, ratios[0])
+
+
 def test_larger_operators_are_slower_and_calls_run_what_they_should() -> None:
     from ontarget.search.operators import build_operator, operator_input
 

@@ -225,14 +225,18 @@ def profile(
     # Operators and networks apart: after a large network an operator's data are out of the caches.
     alone = time_builds(makers, setting, context=context, what="timing operators")
     whole: list[float] = []
+    anchor: list[Maker] = []
     while len(whole) < len(codes):  # as many networks together as memory should hold
-        networks: list[Maker] = []
+        networks: list[Maker] = [*anchor]  # one that all have: by it they are set to the level of the first
         for code in codes[len(whole) :]:
-            if sum(maker.weights for maker in networks) * (1 + 1 / max(1, len(networks))) > MOST_WEIGHTS:
+            weights = sum(maker.weights for maker in networks)
+            if len(networks) > len(anchor) and weights * (1 + 1 / len(networks)) > MOST_WEIGHTS:
                 break
-            made(len(modules) + len(whole) + len(networks))
+            made(len(modules) + len(whole) + len(networks) - len(anchor))
             networks.append(Maker(space.slice(code).eval(), space.example(setting.batch_size), setting))
-        whole += time_builds(networks, setting, context=context, what="timing whole networks")
+        times = time_builds(networks, setting, context=context, what="timing whole networks")
+        whole += [ms * whole[0] / times[0] for ms in times[1:]] if whole else times
+        anchor = networks[:1]
     own = dict(zip(found, alone, strict=True))
     keys = [[operator.key for operator in space.operators(code)] for code in codes]
     kept = len(codes) - checked
