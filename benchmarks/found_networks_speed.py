@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ontarget.latency_table import Setting, make_call, time_calls
+from ontarget.latency_table import Setting
 from ontarget.progress import console_progress
+from ontarget.time_networks import make_call, time_calls
 from ontarget.values import Context
 from record import record
 

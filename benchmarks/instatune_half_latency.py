@@ -38,7 +38,7 @@ import numpy as np
 import torch
 
 from ontarget.judge.paired import compare
-from ontarget.latency_table import LatencyTable, Setting, make_call, profile, rounds_of_calls
+from ontarget.latency_table import LatencyTable, Setting, profile
 from ontarget.search.concurrent_nas import concurrent_nas
 from ontarget.search.elastic_bert import ElasticBert, from_bert
 from ontarget.search.elastic_transformer import Depth
@@ -55,6 +55,7 @@ from ontarget.search.rows import batches
 from ontarget.search.space import Code, draw
 from ontarget.search.text_slices import token_scores
 from ontarget.search.tune_slice import tune_slice
+from ontarget.time_networks import make_call, rounds_of_calls
 from ontarget.values import Context, Examples
 from record import record
 

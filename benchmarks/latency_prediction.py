@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from scipy import stats
 
-from ontarget.latency_table import LatencyTable, Maker, Setting, profile, time_builds
+from ontarget.latency_table import LatencyTable, Setting, profile
 from ontarget.progress import console_progress
 from ontarget.search.space import Code, draw
+from ontarget.time_networks import Maker, time_builds
 from ontarget.values import Array, Context
 from record import record
 

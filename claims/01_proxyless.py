@@ -111,9 +111,9 @@ def tested(code: tuple[int, ...], space: Any, data: dict[str, TensorDataset], se
 
 def run(seed: int, context: Context) -> dict[str, dict[str, Any]]:
     """Test accuracies at the target latency, and what else the spec asks for."""
-    from ontarget.latency_table import make_call, time_calls
     from ontarget.search.proxyless import Costs, proxyless
     from ontarget.search.space import draw
+    from ontarget.time_networks import make_call, time_calls
 
     data, measured = rows(seed), table()
     costs = Costs(space_of(seed), measured)

@@ -3,7 +3,7 @@
 The spec's honest check: a super-network of mobile CNNs with four mixed edges (1,764 networks), trained on 6,000 images
 of Fashion-MNIST one random path at a time; the validation accuracy of every network (BatchNorm recalibrated) and its
 measured latency at 1 and 2 threads make a table, once for all seeds, so that the true front is known. Latency is the
-mean over three builds of a network: one build alone may be a tenth off for as long as it lives. Every search has
+mean over several builds of a network: one build alone may be a tenth off for as long as it lives. Every search has
 a population of 20 (choice; 60 evaluations are three of them) and minimises error and latency at 1 thread. The measure
 is the hypervolume at 60 real evaluations over that of the true front, up to the table's worst error and latency. Also:
 evaluations until 95% of it, 400 at most, and the same at 2 threads from the last population of the search at 1 thread
@@ -120,7 +120,8 @@ def _times() -> list[list[float]]:
 
     In groups one after the other, networks of different groups were up to a tenth apart for the machine's sake.
     """
-    from ontarget.latency_table import Maker, Setting, time_builds
+    from ontarget.latency_table import Setting
+    from ontarget.time_networks import Maker, time_builds
 
     space, times = space_of().eval(), []
     for threads in (1, 2):

@@ -13,25 +13,20 @@ import pytest
 import torch
 
 from ontarget.errors import LimitError, RunError, SettingError
-from ontarget.latency_table import (
+from ontarget.latency_table import Agreement, LatencyTable, Setting, corrected, operators_of, profile
+from ontarget.search.mobile_space import MobileSpace
+from ontarget.search.space import operator
+from ontarget.time_networks import (
     BUILDS,
     FEW_WEIGHTS,
-    Agreement,
-    LatencyTable,
     Maker,
-    Setting,
     averaged,
-    corrected,
     make_call,
-    operators_of,
-    profile,
     rounds_of_calls,
     time_builds,
     time_calls,
     without_outliers,
 )
-from ontarget.search.mobile_space import MobileSpace
-from ontarget.search.space import operator
 
 SMALL: dict[str, Any] = {"stages": ((4, 2, 2),), "stem_width": (4, 1), "first": 4, "head_width": 8}
 
@@ -77,7 +72,7 @@ def test_a_round_that_was_slow_for_all_counts_for_none() -> None:
 
 def test_a_core_whose_speed_changes_does_not_change_the_ratio_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock of its own: the core is half as fast for spells of 50 ms on average."""
-    from ontarget import latency_table
+    from ontarget import time_networks
 
     lengths = np.array([0.5, 0.6, 0.7, 0.8, 0.55, 0.65, 0.75, 3.0])
 
@@ -90,8 +85,8 @@ def test_a_core_whose_speed_changes_does_not_change_the_ratio_of_calls(monkeypat
             now[0] += ms * (2 if slow else 1)
 
         with monkeypatch.context() as patch:
-            patch.setattr(latency_table.time, "perf_counter", lambda: now[0] / 1000)
-            patch.setattr(latency_table, "PAIRED_MS", 50.0 if paired else 0.0)
+            patch.setattr(time_networks.time, "perf_counter", lambda: now[0] / 1000)
+            patch.setattr(time_networks, "PAIRED_MS", 50.0 if paired else 0.0)
             found = averaged(rounds_of_calls([partial(work, ms) for ms in lengths], Setting("pytorch")))
         return float(np.std(np.log(np.array(found) / lengths)))
 
@@ -143,7 +138,7 @@ def test_networks_timed_in_groups_are_set_to_one_level(monkeypatch: pytest.Monke
     monkeypatch.setattr(latency_table, "time_builds", timed)
     whole = profile(space, fitted=6, checked=12).agreement
     assert len(groups) == 2
-    largest = max(sum(weight.numel() for weight in space.slice(code).parameters()) for code in [(5, 5)])
+    largest = sum(weight.numel() for weight in space.slice((5, 5)).parameters())
     monkeypatch.setattr(latency_table, "MOST_WEIGHTS", 3 * largest)
     parts = profile(space, fitted=6, checked=12).agreement
     assert len(groups) > 6 and min(groups[3:]) >= 2

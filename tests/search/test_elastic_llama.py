@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from ontarget.errors import SettingError
-from ontarget.latency_table import Setting, make_call
+from ontarget.latency_table import Setting
 from ontarget.search.elastic_llama import ElasticLlama, elastic_llama, from_llama
 from ontarget.search.instatune import fit_head, instatune, sort_by_importance
 from ontarget.search.operators import build_operator, operator_input
 from ontarget.search.slice_pretrained import slice_pretrained
 from ontarget.search.space import draw
+from ontarget.time_networks import make_call
 from ontarget.values import Context
 
 

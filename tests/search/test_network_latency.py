@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from ontarget.errors import LimitError
 from ontarget.latency_table import LatencyTable, Setting
 from ontarget.search.network_latency import check_reachable, extremes, fastest_ms, left_for_network
 from ontarget.search.space import Code, Operator, Slot, operator
+from ontarget.testing.toy_space import ToySpace
 
 
-class Layers:
+class Layers(ToySpace):
     """A toy: one layer or two, each of one of three widths."""
 
     slots = (Slot("depth", 2), Slot("width 0", 3), Slot("width 1", 3))
@@ -22,15 +21,6 @@ class Layers:
 
     def operators(self, code: Code) -> tuple[Operator, ...]:
         return tuple(operator("layer", (4,), at=at, width=code[at + 1]) for at in range(code[0] + 1))
-
-    def slice(self, code: Code) -> Any:
-        raise NotImplementedError
-
-    def config(self, code: Code) -> dict[str, Any]:
-        return {}
-
-    def example(self, batch_size: int) -> tuple[Any, ...]:
-        return ()
 
 
 TIMES = {(0, 0): 3.0, (0, 1): 1.0, (0, 2): 2.0, (1, 0): 0.5, (1, 1): 4.0, (1, 2): 0.25}

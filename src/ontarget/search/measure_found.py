@@ -10,7 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ontarget.errors import RunError
-from ontarget.latency_table import Maker, Setting, time_builds
+from ontarget.latency_table import Setting
+from ontarget.time_networks import Maker, time_builds
 
 
 def measure_found(folders: Sequence[Path], setting: Setting) -> list[float]:

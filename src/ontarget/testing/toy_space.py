@@ -16,7 +16,7 @@ class ToySpace:
         return tuple(int(value) for value in code)
 
     def slice(self, code: Code) -> Any:
-        raise NotImplementedError
+        raise NotImplementedError("a toy space has codes and no networks")
 
     def config(self, code: Code) -> dict[str, Any]:
         return {}
